@@ -164,5 +164,10 @@ type VolumeRecord struct {
 	Epoch      Epoch
 	Owner      string
 	LeaseUntil time.Time
+	// LastOwner is who acquired it last (kept by a release). OwnerSince is the first epoch
+	// of LastOwner's uninterrupted run of ownership: a local write buffer of LastOwner whose
+	// epoch is ≥ OwnerSince (the value before acquiring) has been nobody else's since, and is valid.
+	LastOwner  string
+	OwnerSince Epoch
 	Deleting   bool
 }
