@@ -38,17 +38,17 @@ type value struct {
 // Fake is an in-memory osd.API with the semantics of the real one. Its knobs may be turned at
 // any time, also while requests are waiting.
 type Fake struct {
-	mu       sync.Mutex
-	vals     map[string]*value
-	info     osd.Info
-	full     bool
-	down     bool
-	closed   bool
-	delay    map[Op]time.Duration
-	hook     func(ctx context.Context, op Op) error
-	calls    map[Op]int
-	change   chan struct{} // closed and replaced when a knob is turned
-	hung     map[Op]bool
+	mu     sync.Mutex
+	vals   map[string]*value
+	info   osd.Info
+	full   bool
+	down   bool
+	closed bool
+	delay  map[Op]time.Duration
+	hook   func(ctx context.Context, op Op) error
+	calls  map[Op]int
+	change chan struct{} // closed and replaced when a knob is turned
+	hung   map[Op]bool
 }
 
 var _ osd.API = (*Fake)(nil)
