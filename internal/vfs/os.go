@@ -21,7 +21,8 @@ func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 	f, err := os.OpenFile(name, flag, perm)
 	if err != nil && flag&ODirect != 0 && errors.Is(err, unix.EINVAL) {
 		// tmpfs and some network file systems refuse O_DIRECT; plain I/O is just slower.
-		f, err = os.OpenFile(name, flag&^ODirect, perm)
+		// They refuse after creating the file, so O_EXCL has had its say.
+		f, err = os.OpenFile(name, flag&^(ODirect|os.O_EXCL), perm)
 	}
 	if err != nil {
 		return nil, err
@@ -51,6 +52,8 @@ func (osFS) Space(name string) (total, free uint64, err error) {
 	}
 	return st.Blocks * uint64(st.Bsize), st.Bavail * uint64(st.Bsize), nil
 }
+
+func (osFS) Lock(name string) (io.Closer, error) { return LockFile(name) }
 
 type osFile struct{ f *os.File }
 

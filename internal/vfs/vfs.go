@@ -4,11 +4,13 @@
 //
 // OS is the real file system. Mem is an in-memory one that knows what has been
 // synced and can be forked as it would look after a power loss. Faulty wraps any
-// FS and fails or crashes at chosen operations.
+// FS and fails or crashes at chosen operations. Lock, WriteFile and ReadFile work on
+// any of them.
 package vfs
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"syscall"
@@ -45,6 +47,22 @@ type FS interface {
 	SyncDir(name string) error
 	// Space tells the bytes that the file system of name has in all and free for us.
 	Space(name string) (total, free uint64, err error)
+}
+
+// Locker is what Lock needs of an FS. OS, Mem and Faulty have it.
+type Locker interface {
+	// Lock takes an exclusive lock on name, which it creates if it is missing, until Close
+	// (or the end of the process). ErrLocked is returned (wrapped) when another one holds it.
+	Lock(name string) (io.Closer, error)
+}
+
+// Lock takes an exclusive lock on name in fsys; see Locker.
+func Lock(fsys FS, name string) (io.Closer, error) {
+	l, ok := fsys.(Locker)
+	if !ok {
+		return nil, fmt.Errorf("lock %s: %T cannot lock files: %w", name, fsys, errors.ErrUnsupported)
+	}
+	return l.Lock(name)
 }
 
 // File is an open file. ReadAt and WriteAt may be called concurrently.
