@@ -110,14 +110,15 @@ func Parse(b []byte, magic uint32, maxLength uint32) (h Header, body, rest []byt
 	return h, body, b[HeaderSize+int(h.Length):], nil
 }
 
-// Read reads one frame from r. io.EOF means that r ended between two frames.
+// Read reads one frame from r. io.EOF means that r ended between two frames,
+// ErrTruncated (wrapped) that it ended inside one.
 func Read(r io.Reader, magic uint32, maxLength uint32) (Header, []byte, error) {
 	var hb [HeaderSize]byte
-	if _, err := io.ReadFull(r, hb[:]); err != nil {
-		if errors.Is(err, io.EOF) {
+	if n, err := io.ReadFull(r, hb[:]); err != nil {
+		if n == 0 && errors.Is(err, io.EOF) {
 			return Header{}, nil, io.EOF
 		}
-		return Header{}, nil, fmt.Errorf("frame header: %w", err)
+		return Header{}, nil, fmt.Errorf("frame header: %w", cut(err))
 	}
 	h, err := ParseHeader(hb[:], magic, maxLength)
 	if err != nil {
@@ -125,9 +126,17 @@ func Read(r io.Reader, magic uint32, maxLength uint32) (Header, []byte, error) {
 	}
 	body := make([]byte, h.Length)
 	if _, err := io.ReadFull(r, body); err != nil {
-		return Header{}, nil, fmt.Errorf("frame body: %w", err)
+		return Header{}, nil, fmt.Errorf("frame body of %d bytes: %w", h.Length, cut(err))
 	}
 	return h, body, h.Verify(body)
+}
+
+// cut turns an end of file inside a frame into ErrTruncated: io.EOF means a clean end.
+func cut(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return ErrTruncated
+	}
+	return err
 }
 
 // Decoder reads fields from a body. The first failure sticks: later calls return zero
@@ -213,7 +222,11 @@ func (d *Decoder) Uvarint() uint64 {
 		return 0
 	}
 	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
+	if n < 0 {
+		d.err = fmt.Errorf("varint over 64 bits: %w", ErrInvalid)
+		return 0
+	}
+	if n == 0 {
 		d.err = fmt.Errorf("varint: %w", ErrTruncated)
 		return 0
 	}
@@ -222,10 +235,10 @@ func (d *Decoder) Uvarint() uint64 {
 }
 
 // Count reads a Uvarint that counts items of at least size bytes each. It fails when the
-// rest of the body cannot hold them, so that the count may be allocated.
+// rest of the body cannot hold them, so that the count may be allocated. size is at least 1.
 func (d *Decoder) Count(size, limit int) int {
 	n := d.Uvarint()
-	if d.err == nil && (n > uint64(limit) || n*uint64(size) > uint64(len(d.b))) {
+	if d.err == nil && (limit < 0 || n > uint64(limit) || n > uint64(len(d.b))/uint64(max(size, 1))) {
 		d.Fail("count %d (limit %d) with %d bytes left", n, limit, len(d.b))
 	}
 	if d.err != nil {

@@ -111,7 +111,7 @@ func TestCrashSameSeedSameFork(t *testing.T) {
 	for i := range 20 {
 		f := create(t, m, fmt.Sprintf("/f%d", i))
 		for range 5 {
-			write(t, f, r.Int64N(10<<20), bytes.Repeat([]byte{byte(i)}, 5000))
+			write(t, f, r.Int64N(2<<20), bytes.Repeat([]byte{byte(i)}, 5000))
 		}
 		if i == 10 {
 			must(t, m.SyncDir("/"))
