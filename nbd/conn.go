@@ -1,0 +1,501 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"scoria/nbd/internal/wire"
+)
+
+const (
+	// smallPayload is the largest READ that is gathered with other replies and the largest
+	// WRITE that is waited for in the receive buffer; larger ones get buffers of their own.
+	smallPayload = 64 << 10
+	// maxBatch bounds the writes of one TryWriteBatch.
+	maxBatch = 32
+	// maxQueued is how many bytes of replies the client may leave untaken before the server
+	// stops reading its requests.
+	maxQueued = 256 << 10
+	// drainLinger is how long a connection still answers ESHUTDOWN after its last request
+	// was done.
+	drainLinger = 20 * time.Millisecond
+)
+
+// Ends of a connection that are nobody's fault.
+var (
+	errDisc    = errors.New("client sent DISC")
+	errLeft    = errors.New("client left")
+	errDrained = errors.New("server shut down")
+	errTimeout = errors.New("timed out")
+)
+
+// conn is one connection in transmission.
+type conn struct {
+	srv    *Server
+	nc     net.Conn
+	client Client
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	close  sync.Once
+
+	neg    negotiated
+	dev    Device
+	tr     TryReader // nil: the device has none
+	tw     TryWriter
+	rules  [wire.CmdCount]rule
+	header int // bytes before the data of a READ reply
+
+	rcv  receiver
+	out  outbox
+	quot quota
+	tx   *buffer // replies gathered by the reading goroutine; tx.n bytes
+	tal  tally
+
+	batch struct { // WRITEs found in a row; data points into the receive buffer
+		n    int
+		reqs [maxBatch]wire.Request
+		offs [maxBatch]uint64
+		data [maxBatch][]byte
+		errs [maxBatch]error
+	}
+
+	parsed int                         // requests since the last fill
+	single int                         // fills in a row that brought one request at most
+	slow   [wire.CmdCount]atomic.Int64 // moving average of calls that may wait, ns
+
+	draining atomic.Bool
+	ending   atomic.Bool // the reading loop is over
+	dirty    atomic.Bool // written since the last FLUSH
+	logged   atomic.Bool // a device error was logged
+	// For the watch: what was seen when, kept by the server's watcher only.
+	seenBytes uint64
+	seenAt    time.Time
+}
+
+// start prepares the transmission phase; neg.export is set.
+func (c *conn) start() {
+	c.dev = c.neg.export.Device
+	c.tr, _ = c.dev.(TryReader)
+	c.tw, _ = c.dev.(TryWriter)
+	c.rules = rulesOf(c.neg.export.flags(c.neg.structured), len(c.neg.contexts) > 0)
+	c.header = wire.SimpleReplySize
+	if c.neg.structured {
+		c.header = wire.DataChunkSize
+	}
+	for i := range c.slow {
+		c.slow[i].Store(2 * int64(max(c.srv.opts.InlineLimit, 0)))
+	}
+}
+
+// abort ends the connection from any goroutine. The reading goroutine cleans up.
+func (c *conn) abort(err error) {
+	c.close.Do(func() {
+		c.cancel(err)
+		c.nc.Close()
+		c.quot.close()
+		c.out.fail(err)
+	})
+}
+
+// transmit serves requests until the connection ends and says why it did. When it returns,
+// no goroutine of the connection is left.
+func (c *conn) transmit() error {
+	err := c.serve()
+	c.ending.Store(true)
+	if errors.Is(err, errDisc) || errors.Is(err, errDrained) {
+		// What is outstanding is answered before the connection closes.
+		c.quot.waitIdle()
+		c.out.waitBelow(0)
+		if errors.Is(err, errDrained) {
+			c.finalFlush()
+		}
+	}
+	c.abort(err)
+	c.quot.waitIdle()
+	c.out.waitIdle()
+	c.rcv.release()
+	c.srv.pool.put(c.tx)
+	c.tx = nil
+	c.srv.counters.fold(&c.tal)
+	return err
+}
+
+// finalFlush makes what a client wrote durable when it is the server that ends things.
+func (c *conn) finalFlush() {
+	if !c.dirty.Load() || c.neg.export.ReadOnly {
+		return
+	}
+	if err := c.dev.Flush(c.ctx); err != nil {
+		c.deviceError(wire.CmdFlush, err)
+	}
+}
+
+func (c *conn) serve() error {
+	for {
+		if err := c.process(); err != nil {
+			c.send()
+			return err
+		}
+		c.send()
+		if c.quot.jobs.Load() == 0 && c.parsed <= 1 {
+			c.single++
+		} else {
+			c.single = 0
+		}
+		c.parsed = 0
+		if _, err := c.fill(nil, false); err != nil {
+			return err
+		}
+	}
+}
+
+// fill waits for more bytes. The batch must be empty, as its data would move.
+func (c *conn) fill(direct []byte, within bool) (int, error) {
+	for {
+		n, err := c.rcv.fill(direct, within)
+		if err == nil {
+			return n, nil
+		}
+		if cause := context.Cause(c.ctx); cause != nil {
+			return 0, cause
+		}
+		var ne net.Error
+		if errors.As(err, &ne) && ne.Timeout() {
+			if c.beginDrain() {
+				continue
+			}
+			return 0, errDrained
+		}
+		return 0, errLeft
+	}
+}
+
+// beginDrain is called when Shutdown kicked the reader out of its wait. The first time it
+// arranges for a second kick once the outstanding requests are answered, and returns true;
+// until then, requests are read and answered with ESHUTDOWN.
+func (c *conn) beginDrain() bool {
+	if !c.draining.CompareAndSwap(false, true) {
+		return false
+	}
+	c.nc.SetReadDeadline(time.Time{})
+	c.srv.wg.Go(func() {
+		c.quot.waitIdle()
+		c.nc.SetReadDeadline(time.Now().Add(drainLinger))
+	})
+	return true
+}
+
+// send hands the gathered replies over, and waits while the client leaves too much untaken.
+func (c *conn) send() {
+	c.srv.counters.fold(&c.tal)
+	if tx := c.tx; tx != nil && tx.n > 0 {
+		c.tx = nil
+		c.out.sendBuffer(tx.mem[:tx.n], tx, 0)
+		c.out.waitBelow(maxQueued)
+	} else if c.parsed > 0 {
+		c.out.waitBelow(maxQueued)
+	}
+	if c.tx != nil {
+		c.srv.pool.put(c.tx)
+		c.tx = nil
+	}
+}
+
+// reserve returns the reply buffer with room for n more bytes, n <= smallPayload + 4 KiB.
+func (c *conn) reserve(n int) *buffer {
+	if c.tx != nil && c.tx.n+n > len(c.tx.mem) {
+		c.send()
+	}
+	if c.tx == nil {
+		c.tx = c.srv.pool.get(1 << ioClass)
+	}
+	return c.tx
+}
+
+// process carries out every whole request in the receive buffer.
+func (c *conn) process() error {
+	for {
+		b := c.rcv.peek()
+		if len(b) < wire.RequestSize {
+			break
+		}
+		req, err := wire.ParseRequest(b)
+		if err != nil {
+			c.runBatch()
+			return err
+		}
+		if req.Type == wire.CmdWrite {
+			more, err := c.write(&req, b[wire.RequestSize:])
+			if err != nil {
+				return err
+			}
+			if more {
+				break
+			}
+			c.parsed++
+			continue
+		}
+		c.rcv.skip(wire.RequestSize)
+		c.parsed++
+		c.runBatch()
+		switch req.Type {
+		case wire.CmdDisc:
+			return errDisc
+		case wire.CmdRead:
+			err = c.read(&req)
+		default:
+			if errno, why := c.check(&req); errno != wire.OK || req.Length == 0 && req.Type != wire.CmdFlush {
+				c.reply(&req, errno, why)
+			} else {
+				err = c.wait(&req, nil, nil, 0)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	c.runBatch()
+	return nil
+}
+
+// read answers a READ from memory if the device can, into the reply buffer directly.
+func (c *conn) read(req *wire.Request) error {
+	if errno, why := c.check(req); errno != wire.OK || req.Length == 0 {
+		c.reply(req, errno, why)
+		return nil
+	}
+	n := int(req.Length)
+	if n > smallPayload {
+		return c.readLarge(req)
+	}
+	if c.tr == nil {
+		return c.wait(req, nil, nil, 0)
+	}
+	tx := c.reserve(c.header + n)
+	at := tx.n + c.header
+	done, err := c.tr.TryReadAt(tx.mem[at:at+n:at+n], req.Offset)
+	switch {
+	case !done:
+		return c.wait(req, nil, nil, 0)
+	case err != nil:
+		c.replyError(req, err)
+	default:
+		c.putReadHeader(tx.mem[tx.n:at], req)
+		tx.n = at + n
+		c.tal.add(req, wire.OK)
+	}
+	return nil
+}
+
+// readLarge is read with a reply buffer of its own.
+func (c *conn) readLarge(req *wire.Request) error {
+	n := int(req.Length)
+	if err := c.charge(0, int64(n)); err != nil {
+		return err
+	}
+	buf := c.srv.pool.get(n)
+	if c.tr != nil {
+		if done, err := c.tr.TryReadAt(buf.payload(n), req.Offset); done {
+			if err != nil {
+				c.srv.pool.put(buf)
+				c.uncharge(int64(n))
+				c.replyError(req, err)
+				return nil
+			}
+			c.send()
+			c.sendRead(req, buf, int64(n))
+			c.tal.add(req, wire.OK)
+			c.out.waitBelow(maxQueued + int(c.srv.opts.MaxPayload))
+			return nil
+		}
+	}
+	return c.wait(req, nil, buf, int64(n))
+}
+
+// putReadHeader writes what stands before the data of a READ reply; dst has c.header bytes.
+func (c *conn) putReadHeader(dst []byte, req *wire.Request) {
+	if c.neg.structured {
+		wire.AppendDataChunk(dst[:0], req.Cookie, req.Offset, req.Length)
+	} else {
+		wire.AppendSimpleReply(dst[:0], req.Cookie, wire.OK)
+	}
+}
+
+// sendRead sends the data in buf's payload.
+func (c *conn) sendRead(req *wire.Request, buf *buffer, charge int64) {
+	from := headroom - c.header
+	c.putReadHeader(buf.mem[from:headroom], req)
+	c.out.sendBuffer(buf.mem[from:headroom+int(req.Length)], buf, charge)
+}
+
+// write takes a WRITE whose payload begins in p. It returns true when the rest has to be
+// waited for in the receive buffer.
+func (c *conn) write(req *wire.Request, p []byte) (more bool, err error) {
+	n := int64(req.Length)
+	if errno, why := c.check(req); errno != wire.OK {
+		c.runBatch()
+		c.rcv.skip(wire.RequestSize)
+		if err := c.discard(n); err != nil {
+			return false, err
+		}
+		c.reply(req, errno, why)
+		return false, nil
+	}
+	switch {
+	case n <= int64(len(p)):
+		c.rcv.skip(wire.RequestSize + int(n))
+		if n == 0 {
+			c.reply(req, wire.OK, "")
+			return false, nil
+		}
+		if c.batchable(req) {
+			c.gather(req, p[:n:n])
+			return false, nil
+		}
+		c.runBatch()
+		return false, c.wait(req, p[:n:n], nil, 0)
+	case n <= smallPayload:
+		return true, nil
+	}
+	c.runBatch()
+	return false, c.writeLarge(req, int(n))
+}
+
+// writeLarge reads a payload into a buffer of its own and carries the WRITE out.
+func (c *conn) writeLarge(req *wire.Request, n int) error {
+	if err := c.charge(0, int64(n)); err != nil {
+		return err
+	}
+	c.send()
+	buf := c.srv.pool.get(n)
+	data := buf.payload(n)
+	c.rcv.skip(wire.RequestSize)
+	have := copy(data, c.rcv.peek())
+	c.rcv.skip(have)
+	for have < n {
+		got, err := c.fill(data[have:], true)
+		if err != nil {
+			c.srv.pool.put(buf)
+			c.uncharge(int64(n))
+			return err
+		}
+		have += got
+	}
+	if c.batchable(req) {
+		c.gather(req, data)
+		if c.tryBatch() {
+			c.srv.pool.put(buf)
+			c.uncharge(int64(n))
+			return nil
+		}
+		c.batch.n = 0
+	}
+	return c.wait(req, data, buf, int64(n))
+}
+
+// discard consumes the payload of a refused WRITE, so that the stream stays in step.
+func (c *conn) discard(n int64) error {
+	for {
+		k := min(n, int64(len(c.rcv.peek())))
+		c.rcv.skip(int(k))
+		if n -= k; n == 0 {
+			return nil
+		}
+		c.send()
+		if _, err := c.fill(nil, true); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *conn) batchable(req *wire.Request) bool {
+	return c.tw != nil && req.Flags&wire.CmdFlagFUA == 0
+}
+
+// gather adds a WRITE to the batch.
+func (c *conn) gather(req *wire.Request, data []byte) {
+	b := &c.batch
+	b.reqs[b.n], b.offs[b.n], b.data[b.n], b.errs[b.n] = *req, req.Offset, data, nil
+	b.n++
+	if b.n == maxBatch {
+		c.runBatch()
+	}
+}
+
+// tryBatch offers the batch to the device and answers it if the device took it.
+func (c *conn) tryBatch() bool {
+	b := &c.batch
+	n := b.n
+	c.dirty.Store(true)
+	if !c.tw.TryWriteBatch(b.offs[:n], b.data[:n], b.errs[:n]) {
+		return false
+	}
+	b.n = 0
+	for i := range n {
+		if err := b.errs[i]; err != nil {
+			c.replyError(&b.reqs[i], err)
+		} else {
+			c.reply(&b.reqs[i], wire.OK, "")
+		}
+	}
+	return true
+}
+
+// runBatch carries out the gathered WRITEs.
+func (c *conn) runBatch() {
+	if c.batch.n == 0 || c.tryBatch() {
+		return
+	}
+	b := &c.batch
+	n := b.n
+	b.n = 0
+	for i := range n {
+		if c.wait(&b.reqs[i], b.data[i], nil, 0) != nil {
+			return // the connection is ending; the reading loop will notice
+		}
+	}
+}
+
+// reply gathers a reply without data. why is for the client's log.
+func (c *conn) reply(req *wire.Request, errno wire.Errno, why string) {
+	tx := c.reserve(wire.ChunkHeaderSize + 6 + len(why))
+	tx.n = len(c.appendReply(tx.mem[:tx.n], req, errno, why))
+	c.tal.add(req, errno)
+}
+
+// replyError gathers the reply to a request that failed in the device.
+func (c *conn) replyError(req *wire.Request, err error) {
+	c.deviceError(req.Type, err)
+	c.reply(req, errnoOf(err), "")
+}
+
+// appendReply appends a reply without data. READ and BLOCK_STATUS are answered with chunks
+// where structured replies were agreed; the others are simple either way.
+func (c *conn) appendReply(dst []byte, req *wire.Request, errno wire.Errno, why string) []byte {
+	switch {
+	case !c.neg.structured || req.Type != wire.CmdRead && req.Type != wire.CmdBlockStatus:
+		return wire.AppendSimpleReply(dst, req.Cookie, errno)
+	case errno == wire.OK:
+		return wire.AppendChunk(dst, wire.ChunkFlagDone, wire.ChunkNone, req.Cookie, 0)
+	default:
+		return wire.AppendErrorChunk(dst, req.Cookie, errno, why)
+	}
+}
+
+// deviceError counts an error and logs the first one of a connection as a warning, so that a
+// broken device does not flood the log.
+func (c *conn) deviceError(typ uint16, err error) {
+	if c.ctx.Err() != nil {
+		return // abandoned because the connection ended
+	}
+	c.srv.counters.deviceErrors.Add(1)
+	log := c.srv.opts.Logger.Debug
+	if c.logged.CompareAndSwap(false, true) {
+		log = c.srv.opts.Logger.Warn
+	}
+	log("nbd: device failed", "export", c.neg.export.Name, "command", commandName(typ), "client", c.client.ID, "err", err)
+}
