@@ -1,6 +1,10 @@
 package metadata
 
-import "time"
+import (
+	"bytes"
+	"slices"
+	"time"
+)
 
 // Manifest says where the data of one object is. It is immutable but for its fragments'
 // places: repair writes a new version of it.
@@ -52,4 +56,19 @@ type ObjectInfo struct {
 	Inline   bool
 	Policy   Policy
 	Missing  int // fragments that are holes, at the worst chunk
+}
+
+// SameData reports whether two manifests are equal in all but Version and the fragments'
+// places: whether one may be an update of the other.
+func (m *Manifest) SameData(o *Manifest) bool {
+	same := m.Name == o.Name && m.ObjectID == o.ObjectID && m.Size == o.Size && m.Policy == o.Policy &&
+		m.Compression == o.Compression && m.Encryption == o.Encryption && m.KeyID == o.KeyID &&
+		m.UnitSize == o.UnitSize && m.GCEpoch == o.GCEpoch && m.Created.Equal(o.Created) && m.Checksum == o.Checksum &&
+		(m.Inline == nil) == (o.Inline == nil) && bytes.Equal(m.Inline, o.Inline) && len(m.Chunks) == len(o.Chunks)
+	for i := 0; same && i < len(m.Chunks); i++ {
+		a, b := &m.Chunks[i], &o.Chunks[i]
+		same = a.Size == b.Size && a.Packed == b.Packed && a.FragmentLen == b.FragmentLen &&
+			slices.Equal(a.Units, b.Units) && len(a.Fragments) == len(b.Fragments)
+	}
+	return same
 }
