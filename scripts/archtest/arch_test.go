@@ -86,7 +86,6 @@ func TestFences(t *testing.T) {
 	}
 }
 
-
 func TestPurity(t *testing.T) {
 	for _, f := range load(t) {
 		why, ok := pure[f.dir]
