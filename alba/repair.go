@@ -1,0 +1,389 @@
+package alba
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"scoria/alba/codec"
+	"scoria/alba/osd"
+	"scoria/alba/placement"
+	"scoria/internal/blocksum"
+	"scoria/metadata"
+)
+
+// RepairOptions say what is wrong with an object.
+type RepairOptions struct {
+	// Bad tells fragments that their OSD does not have, or has damaged.
+	Bad []BadFragment
+	// Leave tells OSDs whose fragments shall be elsewhere, and which may not answer. Those
+	// that are lost, gone or decommissioning are left anyway.
+	Leave func(metadata.OSDID) bool
+	// Background lets disk servers do it behind other work.
+	Background bool
+}
+
+// BadFragment is a fragment of an object.
+type BadFragment struct{ Chunk, Fragment int }
+
+// RepairResult is what a repair has done.
+type RepairResult struct {
+	Written int    // fragments
+	Bytes   uint64 // of them
+	Holes   int    // fragments that have no place still: no OSD could take them
+	Changed bool   // the manifest was changed
+}
+
+// Repair gives an object the fragments that it lacks, on OSDs that can take them, and
+// tells the NSM. ErrUnreadable when too much is lost; metadata.ErrAssertFailed when the object
+// was changed meanwhile (look again). What could not be placed becomes or stays a hole.
+func (c *Client) Repair(ctx context.Context, ns metadata.NamespaceID, m *metadata.Manifest, opts RepairOptions) (RepairResult, error) {
+	var res RepairResult
+	if err := c.checkOpen(); err != nil {
+		return res, err
+	}
+	sp, err := c.spaces.get(ctx, ns)
+	if err != nil {
+		return res, border(err)
+	}
+	o, err := c.newObject(sp, m)
+	if err != nil {
+		return res, border(err)
+	}
+	if err := c.disks.fresh(ctx, c.opts.OSDRefresh); err != nil {
+		return res, border(err)
+	}
+	_, epoch, err := c.terms(ctx, sp, c.opts.NamespaceRefresh)
+	if err != nil {
+		return res, border(err)
+	}
+	j := &repair{c: c, sp: sp, o: o, opts: opts, epoch: epoch, next: clonePlaces(m)}
+	j.next.Version++
+	for i := range o.Chunks {
+		if err := j.chunk(ctx, i, &res); err != nil {
+			return res, border(fmt.Errorf("repair of %q (%v), chunk %d: %w", o.Name, o.ObjectID, i, err))
+		}
+	}
+	if !j.changed {
+		return res, nil
+	}
+	err = sp.api.UpdateManifest(ctx, ns, j.next, epoch)
+	if errors.Is(err, metadata.ErrStaleGCEpoch) {
+		sp.expire()
+	}
+	c.manifests.Forget(ns, o.Name)
+	if err != nil {
+		return res, border(fmt.Errorf("repair of %q: %w", o.Name, err))
+	}
+	for _, t := range j.tags {
+		c.finishTag(t.osd, t.tag)
+	}
+	res.Changed = true
+	c.stats.repairFragments.Add(uint64(res.Written))
+	return res, nil
+}
+
+// expire makes the next use look for the GC epoch.
+func (sp *space) expire() {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.mu.fetched = sp.mu.fetched.AddDate(-1, 0, 0)
+}
+
+type repair struct {
+	c       *Client
+	sp      *space
+	o       *object
+	opts    RepairOptions
+	epoch   metadata.GCEpoch
+	next    *metadata.Manifest
+	changed bool
+	tags    []stored
+}
+
+// verdict is why a fragment has to be written anew.
+type verdict uint8
+
+const (
+	keep   verdict = 1
+	moving verdict = 2 // readable where it is, but shall be elsewhere
+	lost   verdict = 3 // not there, or not to be trusted
+	absent verdict = 4 // on an OSD that may come back; not readable now
+)
+
+func (j *repair) judge(chunk, frag int) verdict {
+	id := j.o.Chunks[chunk].Fragments[frag].OSD
+	if id == 0 || slices.Contains(j.opts.Bad, BadFragment{chunk, frag}) {
+		return lost
+	}
+	k := j.c.disks.get(id)
+	leave := j.opts.Leave != nil && j.opts.Leave(id)
+	switch {
+	case k == nil && leave:
+		return absent
+	case k == nil:
+		return keep
+	case k.gone():
+		return lost
+	case leave:
+		return absent
+	case k.rec.Load().State == metadata.OSDDecommissioning:
+		return moving
+	}
+	return keep
+}
+
+// chunk repairs one chunk.
+func (j *repair) chunk(ctx context.Context, chunk int, res *RepairResult) error {
+	frags := j.o.Chunks[chunk].Fragments
+	verdicts := make([]verdict, len(frags))
+	var need []int
+	kept := map[metadata.OSDID]bool{}
+	nodes := map[string]int{}
+	for i := range frags {
+		if verdicts[i] = j.judge(chunk, i); verdicts[i] == keep {
+			kept[frags[i].OSD] = true
+			nodes[j.c.disks.node(frags[i].OSD)]++
+		} else {
+			need = append(need, i)
+		}
+	}
+	if len(need) == 0 {
+		return nil
+	}
+	// Those that are lost come first: places may be fewer than needed.
+	slices.SortStableFunc(need, func(a, b int) int { return int(verdicts[b]&lost) - int(verdicts[a]&lost) })
+	cands := j.c.disks.candidates(func(id metadata.OSDID) bool {
+		return kept[id] || (j.opts.Leave != nil && j.opts.Leave(id))
+	})
+	targets := placement.Choose(cands, len(need), j.o.Policy.X, nodes, randomUint64())
+	for _, i := range need[len(targets):] {
+		if verdicts[i] != lost {
+			continue
+		}
+		res.Holes++
+		if frags[i].OSD != 0 { // the truth must be known: safety is counted from it
+			j.next.Chunks[chunk].Fragments[i].OSD, j.next.Chunks[chunk].Fragments[i].Version = 0, 0
+			j.changed = true
+		}
+	}
+	need = need[:len(targets)]
+	if len(need) == 0 {
+		return j.assertReadable(verdicts)
+	}
+	return j.write(ctx, chunk, need, targets, verdicts, res)
+}
+
+// assertReadable reports objects that nobody can repair.
+func (j *repair) assertReadable(verdicts []verdict) error {
+	n := 0
+	for _, v := range verdicts {
+		if v != lost {
+			n++
+		}
+	}
+	if n < j.o.Policy.K {
+		j.changed = false // what is left of it stays where it is
+		return fmt.Errorf("%d of %d fragments are left, %d needed: %w", n, len(verdicts), j.o.Policy.K, ErrUnreadable)
+	}
+	return nil
+}
+
+// write rebuilds the needed fragments and stores them on the targets.
+func (j *repair) write(ctx context.Context, chunk int, need []int, targets []metadata.OSDID, verdicts []verdict, res *RepairResult) error {
+	ch := &j.o.Chunks[chunk]
+	mem := min(int64(len(need))*int64(ch.FragmentLen), j.c.opts.UploadBytes)
+	if err := j.c.uploads.Acquire(ctx, mem); err != nil {
+		return fmt.Errorf("waiting for memory: %w", err)
+	}
+	defer j.c.uploads.Release(mem)
+	bufs := make([][]byte, len(ch.Fragments))
+	for _, i := range need {
+		b := j.c.codec.Buffers().Get(int(ch.FragmentLen))
+		defer b.Free()
+		bufs[i] = b.B
+	}
+	sums, err := j.rebuild(ctx, chunk, need, bufs, verdicts)
+	if err != nil {
+		return err
+	}
+	rec, err := recovery(j.sp.id, j.o.Manifest, chunk)
+	if err != nil {
+		return err
+	}
+	errs := make([]error, len(need))
+	tags := make([]stored, len(need))
+	var wg sync.WaitGroup
+	for n, i := range need {
+		key := FragmentKey{j.sp.id, j.o.ObjectID, uint16(chunk), uint8(i), j.next.Version}
+		tags[n] = stored{osd: targets[n], tag: TagKey{j.sp.id, j.epoch, j.o.ObjectID, j.next.Version, uint32(randomUint64())}.Bytes()}
+		b := &osd.Batch{Background: j.opts.Background, Puts: []osd.Put{
+			{Key: key.Bytes(KeyData), Value: bufs[i], Sums: sums[i]},
+			{Key: key.Bytes(KeyRecovery), Value: rec},
+			{Key: tags[n].tag, Value: []byte{}},
+		}}
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, j.c.opts.WriteTimeout)
+			defer cancel()
+			errs[n] = j.c.applyBatch(ctx, targets[n], b)
+		})
+	}
+	wg.Wait()
+	for n, i := range need {
+		f := &j.next.Chunks[chunk].Fragments[i]
+		if errs[n] != nil {
+			res.Holes++
+			j.c.opts.Logger.Warn("repaired fragment not stored", "osd", targets[n], "object", j.o.Name, "err", errs[n])
+			if verdicts[i] == lost && f.OSD != 0 {
+				f.OSD, f.Version, j.changed = 0, 0, true
+			}
+			continue
+		}
+		f.OSD, f.Version, j.changed = targets[n], j.next.Version, true
+		j.tags = append(j.tags, tags[n])
+		res.Written++
+		res.Bytes += uint64(ch.FragmentLen)
+	}
+	if res.Written == 0 {
+		return fmt.Errorf("no fragment could be stored: %w: %w", ErrUnavailable, errors.Join(errs...))
+	}
+	return nil
+}
+
+// rebuild fills the buffers of the needed fragments: read from where they are when that
+// works, otherwise computed from k others.
+func (j *repair) rebuild(ctx context.Context, chunk int, need []int, bufs [][]byte, verdicts []verdict) ([][]uint32, error) {
+	ch := &j.o.Chunks[chunk]
+	sums := make([][]uint32, len(ch.Fragments))
+	g := &gather{c: j.c, p: &piece{sp: j.sp, o: j.o, chunk: chunk, frag: -1}, dst: make([][]byte, len(ch.Fragments)), skip: make([]bool, len(ch.Fragments))}
+	left := 0
+	for i, v := range verdicts {
+		g.skip[i] = v == lost
+	}
+	for _, i := range need {
+		if verdicts[i] == moving && j.readWhole(ctx, chunk, i, bufs[i]) == nil {
+			if s := blocksum.Sums(nil, bufs[i]); codec.Digest(s) == ch.Fragments[i].Digest {
+				sums[i] = s
+				continue
+			}
+		}
+		g.skip[i] = true
+		g.dst[i] = bufs[i]
+		left++
+	}
+	if left > 0 {
+		if err := g.rebuild(ctx, int(ch.FragmentLen)); err != nil {
+			return nil, err
+		}
+	}
+	for _, i := range need {
+		if sums[i] != nil {
+			continue
+		}
+		sums[i] = blocksum.Sums(make([]uint32, 0, len(bufs[i])/codec.BlockSize), bufs[i])
+		if d := codec.Digest(sums[i]); d != ch.Fragments[i].Digest {
+			return nil, fmt.Errorf("fragment %d: rebuilt with digest %08x, manifest says %08x: %w", i, d, ch.Fragments[i].Digest, ErrUnreadable)
+		}
+	}
+	return sums, nil
+}
+
+// readWhole reads a fragment from its OSD.
+func (j *repair) readWhole(ctx context.Context, chunk, frag int, buf []byte) error {
+	for at := 0; at < len(buf); at += rebuildStep {
+		end := min(at+rebuildStep, len(buf))
+		g := &gather{c: j.c, p: &piece{sp: j.sp, o: j.o, chunk: chunk, frag: -1}, off: uint64(at), n: end - at}
+		rctx, cancel := context.WithTimeout(ctx, j.c.opts.ReadTimeout)
+		r := g.one(rctx, frag)
+		cancel()
+		if r.err != nil {
+			return r.err
+		}
+		copy(buf[at:end], r.buf)
+	}
+	return nil
+}
+
+// repairQueue holds objects in which reads have found bad fragments.
+type repairQueue struct {
+	ids chan metadata.ObjectID
+	mu  struct {
+		sync.Mutex
+		jobs map[metadata.ObjectID]*repairJob
+	}
+}
+
+type repairJob struct {
+	ns   metadata.NamespaceID
+	name string
+	bad  map[BadFragment]uint32 // and the version that was bad
+}
+
+func (q *repairQueue) init(limit int) {
+	q.ids = make(chan metadata.ObjectID, limit)
+	q.mu.jobs = map[metadata.ObjectID]*repairJob{}
+}
+
+// queueRepair notes a fragment that a read has found missing or damaged.
+func (c *Client) queueRepair(p *piece) {
+	q := &c.repairs
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	job := q.mu.jobs[p.o.ObjectID]
+	if job == nil {
+		job = &repairJob{ns: p.sp.id, name: p.o.Name, bad: map[BadFragment]uint32{}}
+		select {
+		case q.ids <- p.o.ObjectID:
+			q.mu.jobs[p.o.ObjectID] = job
+			c.stats.repairsQueued.Add(1)
+		default:
+			c.stats.repairsDropped.Add(1) // scrub will find it again
+			return
+		}
+	}
+	job.bad[BadFragment{p.chunk, p.frag}] = p.o.Chunks[p.chunk].Fragments[p.frag].Version
+}
+
+// repairLoop repairs behind reads.
+func (c *Client) repairLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case id := <-c.repairs.ids:
+			c.repairs.mu.Lock()
+			job := c.repairs.mu.jobs[id]
+			delete(c.repairs.mu.jobs, id)
+			c.repairs.mu.Unlock()
+			if err := c.repairNow(ctx, id, job); err != nil && ctx.Err() == nil {
+				c.opts.Logger.Warn("repair after a bad read failed", "object", job.name, "err", err)
+			}
+		}
+	}
+}
+
+func (c *Client) repairNow(ctx context.Context, id metadata.ObjectID, job *repairJob) error {
+	_, o, err := c.newest(ctx, job.ns, job.name)
+	if err != nil {
+		return err
+	}
+	if o.ObjectID != id {
+		return nil
+	}
+	var bad []BadFragment
+	for b, version := range job.bad {
+		if f := o.Chunks[b.Chunk].Fragments[b.Fragment]; f.Version == version && f.OSD != 0 {
+			bad = append(bad, b)
+		}
+	}
+	if len(bad) == 0 {
+		return nil
+	}
+	res, err := c.Repair(ctx, job.ns, o.Manifest, RepairOptions{Bad: bad, Background: true})
+	if err == nil && res.Changed {
+		c.opts.Logger.Info("repaired after a bad read", "object", job.name, "fragments", res.Written)
+	}
+	return err
+}
