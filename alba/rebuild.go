@@ -22,7 +22,7 @@ const rebuildStep = 1 << 20
 // rebuildPiece fills dst with the piece's range of its fragment, computed from the same
 // range of k other fragments.
 func (c *Client) rebuildPiece(ctx context.Context, p *piece, dst []byte) error {
-	g := &gather{c: c, p: p, base: uint64(p.off), want: p.want, dst: make([][]byte, p.o.total), skip: make([]bool, p.o.total)}
+	g := &gather{c: c, p: *p, base: uint64(p.off), want: p.want, dst: make([][]byte, p.o.total), skip: make([]bool, p.o.total)}
 	g.dst[p.frag], g.skip[p.frag] = dst, true
 	if err := g.rebuild(ctx, len(dst)); err != nil {
 		return err
@@ -35,7 +35,7 @@ func (c *Client) rebuildPiece(ctx context.Context, p *piece, dst []byte) error {
 // gather collects equal ranges of fragments of one chunk and computes those that are missing.
 type gather struct {
 	c    *Client
-	p    *piece // names object and chunk
+	p    piece  // names object and chunk; a copy, since stragglers outlive the read
 	base uint64 // where the range begins in the fragments
 	want []uint32
 	dst  [][]byte // by fragment: where to put what is wanted, nil if it is not
@@ -155,7 +155,8 @@ func (g *gather) read(ctx context.Context, order []int, k int, all bool) error {
 			next++
 			if len(g.shards[i]) == 0 {
 				running++
-				if !g.c.spawn(func(context.Context) { results <- g.one(ctx, i) }) {
+				off, n := g.off, g.n // g goes on to the next step without stragglers
+				if !g.c.spawn(func(context.Context) { results <- g.one(ctx, i, off, n) }) {
 					results <- gathered{frag: i, err: ErrClosed}
 				}
 				return
@@ -220,14 +221,14 @@ func (g *gather) note(r gathered) {
 	if errors.Is(r.err, osd.ErrNotFound) || errors.Is(r.err, osd.ErrCorrupt) {
 		g.lost++
 		g.c.countBroken(r.err)
-		other := *g.p
+		other := g.p
 		other.frag = r.frag
 		g.c.queueRepair(&other)
 	}
 }
 
-// one reads the range from fragment i.
-func (g *gather) one(ctx context.Context, i int) gathered {
+// one reads n bytes at off from fragment i. It uses nothing of g that changes.
+func (g *gather) one(ctx context.Context, i int, off uint64, n int) gathered {
 	f := g.p.o.Chunks[g.p.chunk].Fragments[i]
 	out := gathered{frag: i}
 	k, err := g.c.disk(ctx, f.OSD)
@@ -241,7 +242,7 @@ func (g *gather) one(ctx context.Context, i int) gathered {
 		return out
 	}
 	key := FragmentKey{g.p.sp.id, g.p.o.ObjectID, uint16(g.p.chunk), uint8(i), f.Version}
-	reads := []osd.Read{{Key: key.Bytes(KeyData), Off: g.off, Buf: make([]byte, g.n)}}
+	reads := []osd.Read{{Key: key.Bytes(KeyData), Off: off, Buf: make([]byte, n)}}
 	started := time.Now()
 	err = api.Read(ctx, reads)
 	g.c.stats.osdReads.Add(1)
@@ -257,7 +258,7 @@ func (g *gather) one(ctx context.Context, i int) gathered {
 		out.err = fmt.Errorf("OSD %d: %w", f.OSD, reads[0].Err)
 	default:
 		k.succeeded(time.Since(started))
-		g.c.stats.osdReadBytes.Add(uint64(g.n))
+		g.c.stats.osdReadBytes.Add(uint64(n))
 		out.buf = reads[0].Buf
 	}
 	return out

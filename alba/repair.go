@@ -257,7 +257,7 @@ func (j *repair) write(ctx context.Context, chunk int, need []int, targets []met
 func (j *repair) rebuild(ctx context.Context, chunk int, need []int, bufs [][]byte, verdicts []verdict) ([][]uint32, error) {
 	ch := &j.o.Chunks[chunk]
 	sums := make([][]uint32, len(ch.Fragments))
-	g := &gather{c: j.c, p: &piece{sp: j.sp, o: j.o, chunk: chunk, frag: -1}, dst: make([][]byte, len(ch.Fragments)), skip: make([]bool, len(ch.Fragments))}
+	g := &gather{c: j.c, p: piece{sp: j.sp, o: j.o, chunk: chunk, frag: -1}, dst: make([][]byte, len(ch.Fragments)), skip: make([]bool, len(ch.Fragments))}
 	left := 0
 	for i, v := range verdicts {
 		g.skip[i] = v == lost
@@ -294,9 +294,9 @@ func (j *repair) rebuild(ctx context.Context, chunk int, need []int, bufs [][]by
 func (j *repair) readWhole(ctx context.Context, chunk, frag int, buf []byte) error {
 	for at := 0; at < len(buf); at += rebuildStep {
 		end := min(at+rebuildStep, len(buf))
-		g := &gather{c: j.c, p: &piece{sp: j.sp, o: j.o, chunk: chunk, frag: -1}, off: uint64(at), n: end - at}
+		g := &gather{c: j.c, p: piece{sp: j.sp, o: j.o, chunk: chunk, frag: -1}}
 		rctx, cancel := context.WithTimeout(ctx, j.c.opts.ReadTimeout)
-		r := g.one(rctx, frag)
+		r := g.one(rctx, frag, uint64(at), end-at)
 		cancel()
 		if r.err != nil {
 			return r.err
