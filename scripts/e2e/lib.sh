@@ -79,13 +79,16 @@ server_ready() {
 server_stop() { # server_stop SIGNAL: by process id, bounded
 	[ -n "$server_pid" ] || return 0
 	kill "-$1" "$server_pid" 2>/dev/null || true
-	local i
-	for ((i = 0; i < 300; i++)); do
-		kill -0 "$server_pid" 2>/dev/null || break
-		sleep 0.1
-	done
-	kill -KILL "$server_pid" 2>/dev/null && say "the server did not end within 30 s of SIG$1" >&2
-	wait "$server_pid" 2>/dev/null || true
+	local i late=""
+	{ # bash tells of killed jobs on stderr; we know
+		for ((i = 0; i < 300; i++)); do
+			kill -0 "$server_pid" || break
+			sleep 0.1
+		done
+		[ $i -lt 300 ] || { late=1; kill -KILL "$server_pid"; }
+		wait "$server_pid" || true
+	} 2>/dev/null
+	[ -z "$late" ] || say "the server did not end within 30 s of SIG$1" >&2
 	server_pid=""
 }
 volume_create() { # volume_create NAME SIZE (SIZE as truncate takes it: 1G)
