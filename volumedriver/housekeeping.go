@@ -1,0 +1,123 @@
+package volumedriver
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+)
+
+// housekeeping is the one timer of the driver: leases, aging of dirty data, idle volumes, and
+// what has to be balanced between volumes.
+func (d *Driver) housekeeping() {
+	tick := time.NewTicker(d.opts.Tick)
+	defer tick.Stop()
+	var renewed, relieved time.Time
+	for {
+		select {
+		case now := <-tick.C:
+			if now.Sub(renewed) >= d.opts.Lease/3 {
+				renewed = now
+				d.renew()
+			}
+			d.tickVolumes(now)
+		case <-d.relief:
+			if time.Since(relieved) > reliefPause {
+				d.drainSome()
+				relieved = time.Now()
+			}
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
+
+// reliefPause is the least time between two looks at who should drain.
+const reliefPause = 50 * time.Millisecond
+
+// relieve asks for a look at which volumes should drain to make room. It does not wait.
+func (d *Driver) relieve() {
+	select {
+	case d.relief <- struct{}{}:
+	default:
+	}
+}
+
+// drainSome has the volumes that hold the most undrained bytes drain: together half of all.
+func (d *Driver) drainSome() {
+	type dirty struct {
+		v *Volume
+		n int64
+	}
+	var list []dirty
+	var total int64
+	for _, v := range d.volumes() {
+		if n := v.buf.DirtyBytes(); n > 0 {
+			list = append(list, dirty{v, n})
+			total += n
+		}
+	}
+	slices.SortFunc(list, func(a, b dirty) int { return cmp.Compare(b.n, a.n) })
+	for left := total / 2; len(list) > 0 && left >= 0; list = list[1:] {
+		list[0].v.request()
+		left -= list[0].n
+	}
+}
+
+// renew extends the leases. For safety nobody relies on them.
+func (d *Driver) renew() {
+	if len(d.volumes()) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, d.opts.Lease/3)
+	defer cancel()
+	err := d.opts.Registry.Renew(ctx, d.opts.GatewayID, d.opts.Lease)
+	if d.renewErr.set("renew leases", err) {
+		d.opts.Logger.Warn("renewal of leases changed", "error", err)
+	}
+}
+
+func (d *Driver) tickVolumes(now time.Time) {
+	var idle []*entry
+	var dirtiest *Volume
+	d.mu.Lock()
+	for _, e := range d.mu.entries {
+		v := e.v
+		if v == nil || e.going || e.err != nil {
+			continue
+		}
+		if v.used.Swap(false) || v.lastUse.Load() == 0 {
+			v.touch(now)
+		}
+		if e.refs == 0 && d.opts.IdleDelay >= 0 && now.UnixNano()-v.lastUse.Load() > int64(d.opts.IdleDelay) &&
+			v.dirtySince.Load() == 0 {
+			e.going = true
+			idle = append(idle, e)
+		}
+		if dirtiest == nil || v.cmap.DirtyBytes() > dirtiest.cmap.DirtyBytes() {
+			dirtiest = v
+		}
+	}
+	d.mu.Unlock()
+	for _, v := range d.volumes() {
+		since := v.dirtySince.Load()
+		if since != 0 && d.opts.DrainDelay >= 0 && now.UnixNano()-since > int64(d.opts.DrainDelay) {
+			v.request()
+		}
+		if now.UnixNano()-v.lastUse.Load() > int64(readAheadIdle) {
+			v.ahead.dropAll()
+		}
+	}
+	if dirtiest != nil && d.mapCache.Stats().Dirty > d.opts.MapCacheBytes/2 {
+		dirtiest.wantCheckpoint()
+	}
+	for _, e := range idle {
+		d.tasks.Go(func() { d.ignore(d.shut(context.WithoutCancel(d.ctx), e)) })
+	}
+}
+
+// readAheadIdle is how long an idle volume keeps what was read ahead.
+const readAheadIdle = 5 * time.Second
+
+// touch notes that the volume is in use.
+func (v *Volume) touch(now time.Time) { v.lastUse.Store(now.UnixNano()) }
