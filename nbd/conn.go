@@ -68,9 +68,10 @@ type conn struct {
 	slow   [wire.CmdCount]atomic.Int64 // moving average of calls that may wait, ns
 
 	draining atomic.Bool
-	ending   atomic.Bool // the reading loop is over
-	dirty    atomic.Bool // written since the last FLUSH
-	logged   atomic.Bool // a device error was logged
+	ending   atomic.Bool  // the reading loop is over
+	inDevice atomic.Int64 // calls under way: while there are any, the client is not to blame
+	dirty    atomic.Bool  // written since the last FLUSH
+	logged   atomic.Bool  // a device error was logged
 	// For the watch: what was seen when, kept by the server's watcher only.
 	seenBytes uint64
 	seenAt    time.Time

@@ -69,6 +69,9 @@ func (c *conn) check(req *wire.Request) (wire.Errno, string) {
 	if (req.Offset|length)&uint64(c.neg.export.minBlock()-1) != 0 {
 		return wire.EINVAL, "request is not aligned to the minimum block size"
 	}
+	if length == 0 && req.Type == wire.CmdBlockStatus {
+		return wire.EINVAL, "no range to tell the status of"
+	}
 	return wire.OK, ""
 }
 

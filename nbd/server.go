@@ -204,15 +204,15 @@ func (s *Server) serve(ctx context.Context, p *peer) (err error) {
 		_ = t.SetNoDelay(true) // Go's default; said because latency depends on it
 	}
 	client := Client{ID: p.id, RemoteAddr: p.nc.RemoteAddr(), LocalAddr: p.nc.LocalAddr()}
-	ctx = context.WithValue(ctx, clientKey{}, client)
-	h := &handshake{srv: s, nc: p.nc, ctx: ctx}
+	named := context.WithValue(ctx, clientKey{}, client) // ctx itself is in use by AfterFunc
+	h := &handshake{srv: s, nc: p.nc, ctx: named}
 	neg, err := h.run()
 	if err != nil {
 		return err
 	}
 	defer neg.release()
 	c := &conn{srv: s, nc: p.nc, client: client, neg: neg}
-	c.ctx, c.cancel = ctx, p.cancel
+	c.ctx, c.cancel = named, p.cancel
 	c.rcv.init(p.nc, &s.pool)
 	c.out.init(p.nc, &s.pool, c.uncharge, c.abort)
 	c.quot.init(s.opts.MaxRequests, s.opts.MaxConnBytes)

@@ -53,7 +53,7 @@ func (c *conn) overdue(now time.Time, pressed bool) bool {
 	}
 	since := now.Sub(c.seenAt)
 	idle, stall := c.srv.opts.IdleTimeout, c.srv.opts.StallTimeout
-	if c.quot.jobs.Load() > 0 {
+	if c.inDevice.Load() > 0 {
 		c.seenAt = now // the device's turn, not the client's
 		return false
 	}

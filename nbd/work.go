@@ -134,7 +134,9 @@ func (c *conn) perform(req *wire.Request, buf *buffer, charge int64) {
 // call makes the device's call and notes how long it took.
 func (c *conn) call(req *wire.Request, data []byte) error {
 	start := time.Now()
+	c.inDevice.Add(1)
 	err := c.callDevice(req, data)
+	c.inDevice.Add(-1)
 	c.took(req.Type, time.Since(start))
 	return err
 }
@@ -170,6 +172,8 @@ func (c *conn) callDevice(req *wire.Request, data []byte) error {
 // blockStatus carries out a BLOCK_STATUS and returns its whole reply.
 func (c *conn) blockStatus(req *wire.Request) []byte {
 	start := time.Now()
+	c.inDevice.Add(1)
+	defer c.inDevice.Add(-1)
 	var reply []byte
 	for i, id := range c.neg.contexts {
 		extents, err := c.extents(req, id)
@@ -248,7 +252,10 @@ func (c *conn) charge(jobs, bytes int64) error {
 		return nil
 	}
 	c.send()
-	if err := c.srv.budget.acquire(c.ctx, bytes); err != nil {
+	c.inDevice.Add(1) // not the client's fault either
+	err := c.srv.budget.acquire(c.ctx, bytes)
+	c.inDevice.Add(-1)
+	if err != nil {
 		c.quot.give(jobs, bytes)
 		return context.Cause(c.ctx)
 	}
