@@ -114,7 +114,8 @@ func (c *Checkpoint) Abort() {
 		}
 	}
 	c.acct.merge(m.acct)
-	m.acct, m.condemned, m.cp = c.acct, nil, nil
+	m.acct, m.condemned = c.acct, nil
+	m.endCheckpoint()
 	m.addDirty(-c.superBytes)
 	m.cache.used.Add(-c.superBytes)
 	c.copies, c.orphans, c.written = nil, nil, nil
@@ -394,8 +395,14 @@ func (c *Checkpoint) finish(rec *record) {
 	defer m.wr.Unlock()
 	c.done = true
 	c.copies, c.orphans, c.written = nil, nil, nil
-	m.cp = nil
+	m.endCheckpoint()
 	m.seq, m.packs, m.dropped = rec.seq, rec.packs, rec.dropped
 	m.addDirty(-c.frozenBytes)
 	m.cache.used.Add(-c.superBytes)
+}
+
+func (m *Map) endCheckpoint() {
+	m.mu.Lock()
+	m.cp = nil
+	m.mu.Unlock()
 }

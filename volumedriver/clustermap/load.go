@@ -106,9 +106,8 @@ func (m *Map) fetch(ctx context.Context, wants []want) error {
 	if err != nil {
 		return err
 	}
-	if len(mine) > 0 {
-		err := m.read(ctx, mine)
-		if err != nil {
+	if mine = m.stillWanted(mine); len(mine) > 0 {
+		if err := m.read(ctx, mine); err != nil {
 			return err
 		}
 	}
@@ -143,6 +142,29 @@ func (m *Map) claim(wants []want) (mine []want, theirs []chan struct{}, err erro
 		mine = append(mine, w)
 	}
 	return mine, theirs, nil
+}
+
+// stillWanted gives up those claimed pages that somebody has installed since they were
+// found missing.
+func (m *Map) stillWanted(mine []want) []want {
+	var gone []want
+	m.mu.RLock()
+	mine = slices.DeleteFunc(mine, func(w want) bool {
+		wanted := m.wants(&m.root, m.height, w) || m.cp != nil && m.wants(&m.cp.root, m.cp.height, w)
+		if !wanted {
+			gone = append(gone, w)
+		}
+		return !wanted
+	})
+	m.mu.RUnlock()
+	m.unclaim(gone)
+	return mine
+}
+
+// wants tells whether install would do something with a page in this tree.
+func (m *Map) wants(root *slot, height int, w want) bool {
+	s, _ := root.find(height, w.level, w.index)
+	return s != nil && (s.page() == nil && s.ref == w.ref || completable(s, w) != nil)
 }
 
 func (m *Map) unclaim(wants []want) {

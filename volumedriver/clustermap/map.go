@@ -27,9 +27,9 @@ type Map struct {
 	closed   bool
 
 	// Guarded by wr.
-	gen       uint64 // pages of this generation may be changed in place
-	seq       uint64 // of the newest written checkpoint
-	cp        *Checkpoint
+	gen       uint64      // pages of this generation may be changed in place
+	seq       uint64      // of the newest written checkpoint
+	cp        *Checkpoint // the running one; set under wr and mu
 	acct      account
 	packs     []PackInfo // of the newest written checkpoint
 	nextPack  uint32
