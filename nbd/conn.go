@@ -64,7 +64,7 @@ type conn struct {
 	}
 
 	parsed int                         // requests since the last fill
-	single int                         // fills in a row that brought one request at most
+	single int                         // requests in a row that came alone: none before them in the buffer, none in the device
 	slow   [wire.CmdCount]atomic.Int64 // moving average of calls that may wait, ns
 
 	draining atomic.Bool
@@ -142,11 +142,6 @@ func (c *conn) serve() error {
 			return err
 		}
 		c.send()
-		if c.quot.jobs.Load() == 0 && c.parsed <= 1 {
-			c.single++
-		} else {
-			c.single = 0
-		}
 		c.parsed = 0
 		if _, err := c.fill(nil, false); err != nil {
 			return err
@@ -237,11 +232,10 @@ func (c *conn) process() error {
 			if more {
 				break
 			}
-			c.parsed++
 			continue
 		}
 		c.rcv.skip(wire.RequestSize)
-		c.parsed++
+		c.note()
 		c.runBatch()
 		switch req.Type {
 		case wire.CmdDisc:
@@ -261,6 +255,16 @@ func (c *conn) process() error {
 	}
 	c.runBatch()
 	return nil
+}
+
+// note counts a request, and learns whether the client sends one at a time.
+func (c *conn) note() {
+	c.parsed++
+	if c.parsed > 1 || c.inDevice.Load() > 0 {
+		c.single = 0
+	} else {
+		c.single++
+	}
 }
 
 // read answers a READ from memory if the device can, into the reply buffer directly.
@@ -338,6 +342,7 @@ func (c *conn) sendRead(req *wire.Request, buf *buffer, charge int64) {
 func (c *conn) write(req *wire.Request, p []byte) (more bool, err error) {
 	n := int64(req.Length)
 	if errno, why := c.check(req); errno != wire.OK {
+		c.note()
 		c.runBatch()
 		c.rcv.skip(wire.RequestSize)
 		if err := c.discard(n); err != nil {
@@ -348,6 +353,7 @@ func (c *conn) write(req *wire.Request, p []byte) (more bool, err error) {
 	}
 	switch {
 	case n <= int64(len(p)):
+		c.note()
 		c.rcv.skip(wire.RequestSize + int(n))
 		if n == 0 {
 			c.reply(req, wire.OK, "")
@@ -362,6 +368,7 @@ func (c *conn) write(req *wire.Request, p []byte) (more bool, err error) {
 	case n <= smallPayload:
 		return true, nil
 	}
+	c.note()
 	c.runBatch()
 	return false, c.writeLarge(req, int(n))
 }

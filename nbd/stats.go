@@ -10,7 +10,7 @@ import (
 type CommandStats struct {
 	Requests uint64 // answered, with or without an error
 	Errors   uint64 // of them, answered with an error
-	Bytes    uint64 // sum of the lengths of those that succeeded
+	Bytes    uint64 // sum of the lengths of those that succeeded; 0 for FLUSH
 }
 
 // Stats is what a Server has done so far. Counters only grow; gauges are marked.
@@ -51,7 +51,7 @@ func (t *tally) add(req *wire.Request, errno wire.Errno) {
 	s.Requests++
 	if errno != wire.OK {
 		s.Errors++
-	} else {
+	} else if req.Type != wire.CmdFlush {
 		s.Bytes += uint64(req.Length)
 	}
 }
@@ -70,7 +70,7 @@ func (c *counters) add(req *wire.Request, errno wire.Errno) {
 	s.requests.Add(1)
 	if errno != wire.OK {
 		s.errors.Add(1)
-	} else {
+	} else if req.Type != wire.CmdFlush {
 		s.bytes.Add(uint64(req.Length))
 	}
 }

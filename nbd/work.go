@@ -50,7 +50,7 @@ func (c *conn) wait(req *wire.Request, data []byte, buf *buffer, charge int64) e
 // the client has sent one request at a time lately, nothing else is pending, and calls of
 // this kind have been quick. A hop to another goroutine then only costs.
 func (c *conn) runsHere(typ uint16) bool {
-	return c.single >= 2 && c.parsed <= 1 && c.quot.jobs.Load() == 0 && len(c.rcv.peek()) == 0 &&
+	return c.single >= 2 && c.parsed <= 1 && c.inDevice.Load() == 0 && len(c.rcv.peek()) == 0 &&
 		c.slow[typ].Load() < int64(c.srv.opts.InlineLimit)
 }
 
