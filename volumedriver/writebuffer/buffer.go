@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -94,6 +95,10 @@ func Create(ctx context.Context, opts Options, firstSeq uint64) (*Buffer, error)
 		return nil, err
 	}
 	if err := opts.FS.MkdirAll(opts.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create write buffer: %w", err)
+	}
+	// The name of the log's directory counts too; its parent is the caller's matter.
+	if err := opts.FS.SyncDir(filepath.Dir(opts.Dir)); err != nil {
 		return nil, fmt.Errorf("create write buffer: %w", err)
 	}
 	files, err := listSegments(opts.FS, opts.Dir)

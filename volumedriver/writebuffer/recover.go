@@ -131,7 +131,12 @@ func Open(ctx context.Context, opts Options, replay func(*Entry) error) (*Buffer
 	if err != nil {
 		return nil, Recovery{}, err
 	}
-	if len(files) == 0 || len(files) == 1 && files[0].size < headerSize {
+	none := len(files) == 0
+	if len(files) == 1 && files[0].size <= headerSize { // what a crash in Create leaves?
+		_, _, err := readSegmentHeader(opts.FS, files[0].path)
+		none = errors.Is(err, frame.ErrMagic) || errors.Is(err, frame.ErrTruncated) || errors.Is(err, frame.ErrChecksum)
+	}
+	if none {
 		return nil, Recovery{}, fmt.Errorf("open write buffer %s: no log there: %w", opts.Dir, fs.ErrNotExist)
 	}
 	r := &recovery{b: newBuffer(opts), files: files}
