@@ -137,6 +137,9 @@ func (c *Caller) attempt(ctx context.Context, method string, req, reply proto.Me
 	if err == nil {
 		return nil, false
 	}
+	if _, bad := proto.Marshal(req); bad != nil { // it was never sent
+		return metadata.Errorf(metadata.KindInvalid, "request: %v", bad), false
+	}
 	err, leader := fromStatus(err)
 	if metadata.KindOf(err) == metadata.KindUnavailable {
 		moved = c.turn(addr, leader)
