@@ -73,6 +73,11 @@ func Open(ctx context.Context, opts Options) (*Driver, error) {
 			return nil, fmt.Errorf("volume driver: %w", err)
 		}
 	}
+	for _, dir := range []string{opts.Dir, filepath.Dir(opts.Dir)} {
+		if err := opts.FS.SyncDir(dir); err != nil {
+			return nil, fmt.Errorf("volume driver: %w", err)
+		}
+	}
 	d := &Driver{
 		opts: opts, pool: writebuffer.NewPool(opts.Pool), mapCache: clustermap.NewCache(opts.MapCacheBytes),
 		buffers: make(chan []byte, opts.Uploads), relief: make(chan struct{}, 1),

@@ -469,6 +469,12 @@ func (o *opening) begin(record []byte, seq uint64) error {
 	if err := v.saveState(record, seq, false); err != nil {
 		return err
 	}
+	// The names of the local directories must survive what the files in them survive.
+	for _, dir := range []string{v.dir, filepath.Dir(v.dir)} {
+		if err := o.d.opts.FS.SyncDir(dir); err != nil {
+			return fmt.Errorf("volume %s: local directory: %w", v.Name(), err)
+		}
+	}
 	if v.buf.LastSeq() > v.committed() {
 		v.dirtySince.Store(time.Now().UnixNano())
 	}

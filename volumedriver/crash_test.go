@@ -1,0 +1,66 @@
+package volumedriver_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"scoria/internal/vfs"
+	"scoria/volumedriver"
+	"scoria/volumedriver/volumetest"
+)
+
+// smallOptions make everything happen within few operations: SCOs of 8 clusters, TLogs of 2,
+// checkpoints and drains all the time.
+func smallOptions() volumedriver.Options {
+	return volumedriver.Options{
+		SCOClusters: 8, TLogSCOs: 2, Uploads: 2, MapCacheBytes: 1 << 20, CheckpointDirty: 8 << 10, CheckpointTLogs: 2,
+		DrainDelay: 4 * time.Millisecond, Tick: 2 * time.Millisecond, IdleDelay: -1, WriteBufferBytes: 4 << 20,
+	}
+}
+
+// stress tells whether long runs are asked for (SCORIA_STRESS=1).
+func stress() bool { return os.Getenv("SCORIA_STRESS") != "" }
+
+// TestCrash kills the gateway at many moments, in all ways.
+func TestCrash(t *testing.T) {
+	seed := rand.Uint64()
+	if s := os.Getenv("SCORIA_SEED"); s != "" { // replay
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed = n
+	}
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	budget := 12 * time.Second
+	if stress() {
+		budget = 10 * time.Minute
+	}
+	if testing.Short() {
+		budget = 3 * time.Second
+	}
+	end := time.Now().Add(budget)
+	runs := 0
+	for time.Now().Before(end) {
+		plan := volumetest.Plan{Seed: r.Uint64(), Rounds: 4, Steps: 150, Clusters: 256, Options: smallOptions(), Journal: r.IntN(2) == 0,
+			Loss: vfs.Modes()[r.IntN(4)], Wipe: r.IntN(5) == 0}
+		switch r.IntN(5) {
+		case 0:
+		case 1, 2:
+			plan.CrashFS = 1 + r.Int64N(400)
+		default:
+			plan.CrashStore = 1 + r.Int64N(60)
+		}
+		t.Run(fmt.Sprintf("%d", runs), func(t *testing.T) { volumetest.Run(t, plan) })
+		if t.Failed() {
+			return
+		}
+		runs++
+	}
+	t.Logf("%d runs of 4 rounds", runs)
+}
