@@ -54,6 +54,7 @@ type segState struct {
 // index is the pebble database and the totals over it. Reads are safe at any time; changes are ordered by mu.
 type index struct {
 	db      *pebble.DB
+	fs      *indexFS
 	flushed atomic.Uint64 // sequence number up to which the index is durable
 	keys    atomic.Uint64
 	used    atomic.Int64 // bytes of the log on disk
@@ -98,8 +99,10 @@ func openIndex(dir string, fsys *indexFS, shared *Shared, log *slog.Logger, fata
 		MaxManifestFileSize:         1 << 20,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
 	}
+	cs := &compactions{fs: fsys, running: true}
+	o.Experimental.CompactionScheduler = cs
 	o.EventListener = &pebble.EventListener{
-		BackgroundError: func(err error) { log.Error("osd index", "err", err) },
+		BackgroundError: fsys.mark,
 		DataCorruption: func(i pebble.DataCorruptionInfo) {
 			log.Error("osd index is corrupt", "info", i.String())
 		},
@@ -116,20 +119,28 @@ func openIndex(dir string, fsys *indexFS, shared *Shared, log *slog.Logger, fata
 		l.BlockSize = 8 << 10
 		l.FilterPolicy = bloom.FilterPolicy(10)
 	}
-	db, err := pebble.Open(dir, o)
+	var db *pebble.DB
+	err := fsys.guard(func() (err error) {
+		db, err = pebble.Open(dir, o)
+		return err
+	})
 	if err != nil {
 		if errors.Is(err, pebble.ErrCorruption) {
 			return nil, fmt.Errorf("open index: %w: %w", err, ErrCorrupt)
 		}
 		return nil, fmt.Errorf("open index: %w", err)
 	}
-	x := &index{db: db}
+	cs.enable()
+	x := &index{db: db, fs: fsys}
 	x.mu.segs = map[uint32]*segState{}
 	if err := x.load(); err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(err, x.close())
 	}
 	return x, nil
 }
+
+// close ends pebble.
+func (x *index) close() error { return x.fs.guard(x.db.Close) }
 
 // load reads the state and the segments.
 func (x *index) load() error {
@@ -348,31 +359,26 @@ func (e *edit) commit(st logState) error {
 	return e.b.Close()
 }
 
-// flush makes durable what is applied. It ends early when one of the channels is closed.
-func (x *index) flush(failed, gaveUp <-chan struct{}) error {
+// flush makes durable what is applied, or fails because the index is frozen.
+func (x *index) flush() error {
 	x.mu.Lock()
 	seq, edits := x.mu.state.Seq, x.mu.edits
 	x.mu.Unlock()
 	if edits == 0 {
 		return nil
 	}
-	ready, err := x.db.AsyncFlush()
+	err := x.fs.guard(x.db.Flush)
 	if err != nil {
-		return fmt.Errorf("index flush: %w", err)
-	}
-	select {
-	case <-ready:
-	case <-failed:
-		return fmt.Errorf("index flush: %w", ErrUnavailable)
-	case <-gaveUp:
-		return fmt.Errorf("index flush: no space left: %w", ErrUnavailable)
+		return fmt.Errorf("flush: %w", err)
 	}
 	x.mu.Lock()
 	x.mu.edits -= edits
 	x.mu.Unlock()
 	x.flushed.Store(max(seq, x.flushed.Load()))
-	x.measure()
-	return nil
+	return x.fs.guard(func() error {
+		x.measure()
+		return nil
+	})
 }
 
 // scan calls fn for the entries in [from, to) in order until it returns false. The bytes are the

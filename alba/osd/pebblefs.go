@@ -19,14 +19,22 @@ import (
 // indexFS lets pebble, which keeps the index, do its I/O through the file-system seam, so that
 // simulated power losses and disk faults hit the index as they hit the log.
 //
-// A full disk is not shown to pebble, which would retry a flush in a tight loop and take a
-// failing manifest for fatal: the write waits, gives back the ballast and asks for space, and
-// goes on when there is some, or fails when the store ends.
+// It also stands between pebble and the disk's bad days, since pebble retries what failed in a
+// tight loop, and panics or ends the process when a manifest or a directory cannot be written, or
+// when it is closed or fails to open with background work under way:
+//   - on a full disk a change waits, gives back the ballast and asks for space, until there is
+//     some or the store ends;
+//   - after any other error the store has failed and the index is frozen: nothing of it changes on
+//     the disk any more, and goroutines that would change it are parked for good. Reads go on. What
+//     it costs, after a disk has failed, is some memory and open files until the process ends.
 type indexFS struct {
 	fs     vfs.FS
-	onFull func()          // called once per wait; must not block
-	done   <-chan struct{} // closed when waiting has no sense any more
-	giveUp func()          // called when an operation then fails for want of space
+	onFull func()          // called when there is no space; must not block
+	fatal  func(error)     // called with the first other error
+	done   <-chan struct{} // closed when the store ends: a full disk is waited for no longer
+
+	once   sync.Once
+	frozen chan struct{} // closed by freeze
 }
 
 var _ pvfs.FS = (*indexFS)(nil)
@@ -34,12 +42,41 @@ var _ pvfs.FS = (*indexFS)(nil)
 // fullRetry is how often a write that met a full disk is tried again.
 const fullRetry = 20 * time.Millisecond
 
-// persist runs op until it fails for another reason than a full disk.
-func (x *indexFS) persist(op func() error) error {
-	for {
+// mark freezes the index.
+func (x *indexFS) mark(err error) {
+	x.once.Do(func() {
+		x.fatal(fmt.Errorf("index: %w", err))
+		close(x.frozen)
+	})
+}
+
+// freeze freezes the index and parks the caller.
+func (x *indexFS) freeze(err error) {
+	x.mark(err)
+	select {}
+}
+
+func (x *indexFS) isFrozen() bool {
+	select {
+	case <-x.frozen:
+		return true
+	default:
+		return false
+	}
+}
+
+// change runs op, which changes the disk. It returns when that has succeeded, or never.
+func (x *indexFS) change(op func() error) {
+	for last := false; ; {
+		if x.isFrozen() {
+			select {}
+		}
 		err := op()
-		if err == nil || !errors.Is(err, syscall.ENOSPC) {
-			return err
+		switch {
+		case err == nil:
+			return
+		case last || !errors.Is(err, syscall.ENOSPC):
+			x.freeze(err)
 		}
 		x.onFull()
 		t := time.NewTimer(fullRetry)
@@ -47,21 +84,39 @@ func (x *indexFS) persist(op func() error) error {
 		case <-t.C:
 		case <-x.done:
 			t.Stop()
-			if err = op(); errors.Is(err, syscall.ENOSPC) { // the ballast may have helped
-				x.giveUp()
-			}
-			return err
+			last = true // once more, as the ballast may have helped
 		}
 	}
 }
 
+// guard runs a function of pebble that changes the disk. It returns an error when the index is or gets
+// frozen; fn may then be parked.
+func (x *indexFS) guard(fn func() error) error {
+	if x.isFrozen() {
+		return errFrozen
+	}
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	select {
+	case err := <-done:
+		return err
+	case <-x.frozen:
+		return errFrozen
+	}
+}
+
+var errFrozen = fmt.Errorf("the index is frozen after an error: %w", ErrUnavailable)
+
 func (x *indexFS) open(name string, flag int) (pvfs.File, error) {
 	var f vfs.File
-	err := x.persist(func() (err error) {
+	var err error
+	op := func() error {
 		f, err = x.fs.OpenFile(name, flag, 0o600)
 		return err
-	})
-	if err != nil {
+	}
+	if flag&os.O_CREATE != 0 {
+		x.change(op)
+	} else if err = op(); err != nil {
 		return nil, err
 	}
 	return &indexFile{fs: x, f: f, name: name}, nil
@@ -69,7 +124,7 @@ func (x *indexFS) open(name string, flag int) (pvfs.File, error) {
 
 func (x *indexFS) Create(name string, _ pvfs.DiskWriteCategory) (pvfs.File, error) {
 	// pebble wants a new inode: readers may still have the old file open.
-	if err := x.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := x.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	return x.open(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
@@ -98,7 +153,7 @@ func (x *indexFS) OpenReadWrite(name string, _ pvfs.DiskWriteCategory, opts ...p
 }
 
 func (x *indexFS) OpenDir(name string) (pvfs.File, error) {
-	return &indexDir{fs: x.fs, name: name}, nil
+	return &indexDir{fs: x, name: name}, nil
 }
 
 // Link is used by pebble for ingestion and checkpoints only, which the index does without.
@@ -106,7 +161,12 @@ func (x *indexFS) Link(oldname, newname string) error {
 	return &os.LinkError{Op: "link", Old: oldname, New: newname, Err: errors.ErrUnsupported}
 }
 
-func (x *indexFS) Remove(name string) error { return x.fs.Remove(name) }
+func (x *indexFS) Remove(name string) error {
+	if x.isFrozen() {
+		select {}
+	}
+	return x.fs.Remove(name)
+}
 
 func (x *indexFS) RemoveAll(name string) error {
 	entries, err := x.fs.ReadDir(name)
@@ -120,15 +180,16 @@ func (x *indexFS) RemoveAll(name string) error {
 			}
 		}
 	}
-	return x.fs.Remove(name)
+	return x.Remove(name)
 }
 
 func (x *indexFS) Rename(oldname, newname string) error {
-	return x.persist(func() error { return x.fs.Rename(oldname, newname) })
+	x.change(func() error { return x.fs.Rename(oldname, newname) })
+	return nil
 }
 
 func (x *indexFS) ReuseForWrite(oldname, newname string, c pvfs.DiskWriteCategory) (pvfs.File, error) {
-	if err := x.fs.Remove(oldname); err != nil {
+	if err := x.Remove(oldname); err != nil {
 		return nil, err
 	}
 	return x.Create(newname, c)
@@ -208,11 +269,16 @@ func (i *indexFile) Write(p []byte) (int, error) {
 }
 
 func (i *indexFile) WriteAt(p []byte, off int64) (n int, err error) {
-	err = i.fs.persist(func() (err error) {
+	i.fs.change(func() (err error) {
 		n, err = i.f.WriteAt(p, off)
 		return err
 	})
-	return n, err
+	return n, nil
+}
+
+func (i *indexFile) Sync() error {
+	i.fs.change(i.f.Sync)
+	return nil
 }
 
 func (i *indexFile) Preallocate(int64, int64) error { return nil }
@@ -225,7 +291,6 @@ func (i *indexFile) Stat() (pvfs.FileInfo, error) {
 	return openInfo{name: path.Base(i.name), size: size}, nil
 }
 
-func (i *indexFile) Sync() error                { return i.fs.persist(i.f.Sync) }
 func (i *indexFile) SyncData() error            { return i.Sync() }
 func (i *indexFile) SyncTo(int64) (bool, error) { return false, nil }
 
@@ -248,7 +313,7 @@ func (o openInfo) DeviceID() pvfs.DeviceID { return pvfs.DeviceID{} }
 
 // indexDir is an open directory: something to sync.
 type indexDir struct {
-	fs   vfs.FS
+	fs   *indexFS
 	name string
 }
 
@@ -262,14 +327,18 @@ func (d *indexDir) ReadAt([]byte, int64) (int, error)  { return 0, d.err("read")
 func (d *indexDir) Write([]byte) (int, error)          { return 0, d.err("write") }
 func (d *indexDir) WriteAt([]byte, int64) (int, error) { return 0, d.err("write") }
 func (d *indexDir) Preallocate(int64, int64) error     { return nil }
-func (d *indexDir) Sync() error                        { return d.fs.SyncDir(d.name) }
-func (d *indexDir) SyncData() error                    { return d.fs.SyncDir(d.name) }
+func (d *indexDir) SyncData() error                    { return d.Sync() }
 func (d *indexDir) SyncTo(int64) (bool, error)         { return false, nil }
 func (d *indexDir) Prefetch(int64, int64) error        { return nil }
 func (d *indexDir) Fd() uintptr                        { return pvfs.InvalidFd }
 
+func (d *indexDir) Sync() error {
+	d.fs.change(func() error { return d.fs.fs.SyncDir(d.name) })
+	return nil
+}
+
 func (d *indexDir) Stat() (pvfs.FileInfo, error) {
-	fi, err := d.fs.Stat(d.name)
+	fi, err := d.fs.fs.Stat(d.name)
 	if err != nil {
 		return nil, err
 	}

@@ -203,6 +203,13 @@ func (s *Store) recover() (*writer, error) {
 		s.log.Info("osd replayed its log", "records", end.next-from.next, "seq", end.next-1)
 	}
 	s.durable.Store(end.next - 1)
+	// Records that survived the end of the process may not be on the disk yet; what readers
+	// see from now on must be.
+	for no := from.seg; no <= end.seg; no++ {
+		if err := s.syncSegment(no); err != nil {
+			return nil, err
+		}
+	}
 	last, err := s.cut(l, end)
 	if err != nil {
 		return nil, err
@@ -283,6 +290,20 @@ func (l *logReader) provesLoss(no uint32, end cursor) (uint64, error) {
 		}
 	}
 	return 0, nil
+}
+
+func (s *Store) syncSegment(no uint32) error {
+	f, err := s.fs.OpenFile(s.segs.name(no), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("sync segment %d: %w", no, err)
+	}
+	return nil
 }
 
 // trim cuts a segment behind the last record, so that nothing that was left there can be taken for a

@@ -48,8 +48,6 @@ type Store struct {
 	failure atomic.Pointer[string] // why it refuses writes
 	failed  chan struct{}          // closed with the first failure
 	quit    chan struct{}          // closed by Close, when the last group is done
-	gaveUp  chan struct{}          // closed when the index cannot be flushed before the end
-	giveUp  sync.Once
 	stats   counters
 
 	calls    sync.WaitGroup // API calls that use the index
@@ -89,7 +87,6 @@ func Open(dir string, opts Options) (*Store, error) {
 		written: make(chan *group, maxInFlight),
 		failed:  make(chan struct{}),
 		quit:    make(chan struct{}),
-		gaveUp:  make(chan struct{}),
 	}
 	s.queue.init()
 	s.upkeep.wake = make(chan struct{}, 1)
@@ -100,7 +97,7 @@ func Open(dir string, opts Options) (*Store, error) {
 }
 
 func (s *Store) open() (err error) {
-	if err := s.fs.MkdirAll(s.dir, 0o700); err != nil {
+	if err := makeDir(s.fs, s.dir); err != nil {
 		return err
 	}
 	if s.lock, err = vfs.Lock(s.fs, path.Join(s.dir, lockFile)); err != nil {
@@ -111,7 +108,7 @@ func (s *Store) open() (err error) {
 			close(s.quit)
 			s.segs.close()
 			if s.index != nil {
-				err = errors.Join(err, s.index.db.Close())
+				err = errors.Join(err, s.index.close())
 			}
 			err = errors.Join(err, s.lock.Close())
 		}
@@ -120,13 +117,14 @@ func (s *Store) open() (err error) {
 		return err
 	}
 	s.space.init(s)
-	fsys := &indexFS{fs: s.fs, onFull: s.diskFull, done: s.quit, giveUp: func() {
-		s.giveUp.Do(func() { close(s.gaveUp) })
-	}}
+	fsys := &indexFS{fs: s.fs, onFull: s.diskFull, fatal: s.fail, done: s.quit, frozen: make(chan struct{})}
 	if s.index, err = openIndex(path.Join(s.dir, indexDirNam), fsys, s.opts.Shared, s.log, s.fail); err != nil {
 		return err
 	}
 	w, err := s.recover()
+	if err == nil && fsys.isFrozen() {
+		err = s.failedErr()
+	}
 	if err != nil {
 		return err
 	}
@@ -135,6 +133,24 @@ func (s *Store) open() (err error) {
 	s.loops.Go(s.runSyncer)
 	s.maintain.Go(s.runMaintainer)
 	return nil
+}
+
+// makeDir makes a directory and its missing parents, durably.
+func makeDir(fsys vfs.FS, dir string) error {
+	_, err := fsys.Stat(dir)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	parent := path.Dir(dir)
+	if parent != dir {
+		if err := makeDir(fsys, parent); err != nil {
+			return err
+		}
+	}
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return fsys.SyncDir(parent)
 }
 
 func (s *Store) openIdentity() error {
@@ -284,7 +300,7 @@ func (s *Store) Close() error {
 			s.pass(true)
 		}
 		s.segs.close()
-		err := s.index.db.Close()
+		err := s.index.close()
 		s.closeErr = errors.Join(err, s.lock.Close())
 	})
 	return s.closeErr

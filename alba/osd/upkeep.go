@@ -109,7 +109,7 @@ func (s *Store) pass(all bool) {
 	logged := s.upkeep.log.Load()
 	// What is dead in the snapshot is dead durably after the flush, and never replayed.
 	snap := s.index.db.NewSnapshot()
-	err := s.index.flush(s.failed, s.gaveUp)
+	err := s.index.flush()
 	if err == nil {
 		s.upkeep.log.Add(-logged)
 		err = s.reap(snap, full)
