@@ -11,10 +11,12 @@ import (
 	"scoria/nbd/internal/wire"
 )
 
-// Limits of block sizes, fixed by the protocol.
+// Limits of exports.
 const (
-	// MaxMinBlock is the largest MinBlock.
+	// MaxMinBlock is the largest MinBlock, fixed by the protocol.
 	MaxMinBlock = 64 << 10
+	// MaxContexts is the largest number of Export.Contexts.
+	MaxContexts = 15
 	// DefaultPreferredBlock is the PreferredBlock used when an Export has none.
 	DefaultPreferredBlock = 4096
 )
@@ -46,7 +48,8 @@ type Export struct {
 	// NoMultiConn says that Flush on one connection does not cover the others. Devices that
 	// keep the contract of Device.Flush leave it false.
 	NoMultiConn bool
-	// Contexts are block-status contexts besides base:allocation, which every export has.
+	// Contexts are block-status contexts besides base:allocation, which every export has; at
+	// most MaxContexts.
 	Contexts []MetaContext
 }
 
@@ -132,6 +135,9 @@ func (e *Export) check() error {
 	}
 	if b := e.preferredBlock(); b&(b-1) != 0 || b < 512 || b < e.minBlock() {
 		return fmt.Errorf("export %q: preferred block %d is not a power of two of at least 512 and the minimum %d", e.Name, b, e.minBlock())
+	}
+	if len(e.Contexts) > MaxContexts {
+		return fmt.Errorf("export %q: %d meta contexts, at most %d", e.Name, len(e.Contexts), MaxContexts)
 	}
 	seen := map[string]bool{wire.ContextBaseAllocation: true}
 	for _, c := range e.Contexts {

@@ -141,7 +141,11 @@ func (s *Server) start(ctx context.Context, nc net.Conn) {
 	go func() {
 		defer s.wg.Done()
 		if err := s.serve(ctx, p); err != nil {
-			s.opts.Logger.Info("nbd: connection ended", "from", nc.RemoteAddr(), "client", p.id, "err", err)
+			log := s.opts.Logger.Info
+			if p.conn.Load() == nil {
+				log = s.opts.Logger.Debug // anybody can fail a handshake; that must not fill the log
+			}
+			log("nbd: connection ended", "from", nc.RemoteAddr(), "client", p.id, "err", err)
 		}
 	}()
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"scoria/nbd"
+	"scoria/nbd/internal/wire"
 	"scoria/nbd/nbdtest"
 )
 
@@ -40,4 +41,58 @@ func TestReadWrite(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The whole way, from a client to a device and back, keeps the contract of a device.
+func TestServerIsADevice(t *testing.T) {
+	for name, decline := range map[string]bool{"inline": false, "workers": true} {
+		t.Run(name, func(t *testing.T) {
+			nbdtest.TestDevice(t, func(t *testing.T) nbd.Device {
+				m := nbdtest.NewMemory(1<<20 + 777)
+				m.Decline(decline)
+				w := disk(t, m, nil)
+				r, err := nbdtest.NewRemote(func() (*nbdtest.Client, error) {
+					c, err := nbdtest.Dial("unix", w.addr)
+					if err == nil {
+						_, err = c.Negotiate("disk", "base:allocation")
+					}
+					if err == nil {
+						err = c.Go("disk")
+					}
+					return c, err
+				})
+				w.must(err)
+				t.Cleanup(func() { w.must(r.Close()) })
+				return r
+			})
+		})
+	}
+}
+
+// Replies that a client does not take are bounded, whatever it asks.
+func TestUntakenStatusIsBounded(t *testing.T) {
+	m := nbdtest.NewMemory(16 << 20)
+	for off := uint64(0); off < m.Size(); off += 8192 {
+		if err := m.WriteAt(t.Context(), []byte{1}, off, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := serve(t, nbd.ExportMap{"disk": {Name: "disk", Device: m}}, func(o *nbd.Options) { o.MaxPayload, o.MaxConnBytes, o.MaxBytes = 1<<20, 2<<20, 8<<20 })
+	c := w.attachStructured()
+	for range 4000 { // 130 MB of replies
+		c.Queue(wire.CmdBlockStatus, 0, 0, 16<<20, nil)
+	}
+	w.must(c.Send())
+	until(t, "the server stops", func() bool { return w.srv.Stats().BytesFree < 7<<20 })
+	w.stillServes()
+	if s := w.srv.Stats(); s.BytesFree < 6<<20 || s.BlockStatus.Requests > 200 {
+		t.Errorf("%+v", s)
+	}
+	for range 4000 {
+		r, err := c.Receive()
+		if err != nil || len(r.Status[1]) != 4096 {
+			t.Fatalf("%d extents, %v", len(r.Status[1]), err)
+		}
+	}
+	w.must(c.Disconnect())
 }

@@ -13,13 +13,19 @@ type job struct {
 	c      *conn
 	req    wire.Request
 	buf    *buffer // payload of a WRITE, room for a READ
-	charge int64   // memory charged for buf
+	charge int64   // memory charged for buf, or for the reply to a BLOCK_STATUS
 }
 
 // wait carries out a request that may wait: here and now when that harms nobody, else in a
 // goroutine of its own. data is the payload of a WRITE, in buf or (buf nil) in the receive
 // buffer; charge is what was charged for buf. The error is that of a connection that ended.
 func (c *conn) wait(req *wire.Request, data []byte, buf *buffer, charge int64) error {
+	if req.Type == wire.CmdBlockStatus { // room for the reply
+		charge = int64(len(c.neg.contexts)) * wire.MaxStatusChunk
+		if err := c.charge(0, charge); err != nil {
+			return err
+		}
+	}
 	if c.runsHere(req.Type) {
 		return c.runHere(req, data, buf, charge)
 	}
@@ -73,7 +79,7 @@ func (c *conn) runHere(req *wire.Request, data []byte, buf *buffer, charge int64
 	}
 	if req.Type == wire.CmdBlockStatus {
 		c.send()
-		c.out.send(c.blockStatus(req))
+		c.out.sendBuffer(c.blockStatus(req), nil, charge)
 		return nil
 	}
 	err := c.call(req, data)
@@ -107,7 +113,7 @@ func (j *job) run() {
 
 func (c *conn) perform(req *wire.Request, buf *buffer, charge int64) {
 	if req.Type == wire.CmdBlockStatus {
-		c.out.send(c.blockStatus(req))
+		c.out.sendBuffer(c.blockStatus(req), nil, charge)
 		return
 	}
 	var data []byte

@@ -187,9 +187,11 @@ const (
 	MaxOptionPayload = 64 << 10
 	// MaxQueries bounds the queries of one LIST or SET_META_CONTEXT.
 	MaxQueries = 256
-	// MaxExtents bounds the descriptors of one BLOCK_STATUS reply (the protocol asks for
-	// at most 2^20; a shorter answer is always legal, the client asks on).
-	MaxExtents = 64 << 10
+	// MaxExtents bounds the descriptors of one BLOCK_STATUS chunk (the protocol asks for at
+	// most 2^20; a shorter answer is always legal, the client asks on).
+	MaxExtents = 8 << 10
+	// MaxStatusChunk is the longest BLOCK_STATUS chunk.
+	MaxStatusChunk = ChunkHeaderSize + 4 + 8*MaxExtents
 	// ExportNamePadding follows the EXPORT_NAME reply unless NO_ZEROES was agreed.
 	ExportNamePadding = 124
 )
