@@ -1,5 +1,5 @@
 #!/bin/bash
-# usage: scripts/e2e/run.sh [smoke|all|clients|vm|crash|garbage]...
+# usage: scripts/e2e/run.sh [smoke|all|clients|vm|crash|disks|garbage]...
 # The end-to-end tests against bin/scoria; SERVER=nbdkit tests the tests. smoke is what fits into
 # `make test` (about a minute), all (the default) takes about ten. Each part is bounded in time.
 set -euo pipefail
@@ -24,6 +24,11 @@ prefix() { part "kill -9, one writer" 600 build/e2e-crash -server "$SERVER" -rou
 wipe() { # only scoria keeps the volume elsewhere
 	[ "$SERVER" != scoria ] || part "kill -9 and the write buffer gone" 600 build/e2e-crash -server scoria -rounds "$1" -wipe gateway
 }
+disks() { # two of six may go; damage may not reach the client
+	[ "$SERVER" = scoria ] || return 0
+	part "two disk servers gone" 300 build/e2e-crash -server scoria -lose 2
+	part "bytes flipped on two disk servers" 300 build/e2e-crash -server scoria -flip 200
+}
 garbage() { part garbage 600 build/e2e-garbage -server "$SERVER" -for "$1"; }
 vm() {
 	part "guest, nbd-client" 700 scripts/e2e/vm/run.sh
@@ -38,9 +43,10 @@ for what; do
 		crash 3
 		garbage 5s
 		;;
-	all) clients; crash 20; prefix 5; wipe 10; garbage 60s; vm ;;
+	all) clients; crash 20; prefix 5; wipe 10; disks; garbage 60s; vm ;;
 	clients) clients ;;
 	crash) crash 20; prefix 5; wipe 10 ;;
+	disks) disks ;;
 	garbage) garbage "${GARBAGE:-180s}" ;;
 	vm) vm ;;
 	*) echo "e2e: unknown part $what; see the head of $0" >&2; exit 2 ;;

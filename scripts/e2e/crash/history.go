@@ -71,7 +71,7 @@ func readStamp(b []byte, seed, place uint64) (uint64, error) {
 		return 0, nil
 	}
 	if sum := binary.LittleEndian.Uint64(b[sector-8:]); sum != uint64(crc32.ChecksumIEEE(b[:sector-8])) {
-		return 0, fmt.Errorf("sector %d is damaged (torn inside, or not ours): % x...", place, b[:32])
+		return 0, fmt.Errorf("sector %d is damaged (torn inside, or not ours): begins with % x", place, b[:32])
 	}
 	if s, p := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]); s != seed || p != place {
 		return 0, fmt.Errorf("sector %d holds the data of sector %d of run %d", place, p, s)

@@ -1,7 +1,7 @@
 // Command crash kills a Scoria server with SIGKILL under write load, again and again,
 // and checks that every acknowledged write is still there (contract C1). With -wipe it
 // also removes the write buffer while the server is down, and checks that the volume is
-// a prefix of its writes (contract C3).
+// a prefix of its writes (contract C3). With -lose or -flip it harms disk servers instead.
 //
 // Every sector is stamped with its place and the number of its write, so a lost, torn,
 // misplaced or resurrected write is told from a good one. -server nbdkit-memory shows
@@ -29,6 +29,7 @@ type options struct {
 	span                       int // bytes of the volume that are written
 	load                       time.Duration
 	wipe                       string
+	lose, flip                 int
 	server                     e2e.Server
 	keep                       bool
 }
@@ -42,6 +43,8 @@ func main() {
 	flag.IntVar(&o.span, "span", 32<<20, "bytes of the volume to write on")
 	flag.DurationVar(&o.load, "load", 1500*time.Millisecond, "longest load before a kill")
 	flag.StringVar(&o.wipe, "wipe", "", "directory below the data directory to remove after each kill (gateway: the write buffer); implies one connection with depth 1")
+	flag.IntVar(&o.lose, "lose", 0, "no kills: write, drain, then remove that many disk servers' directories and read back")
+	flag.IntVar(&o.flip, "flip", 0, "no kills: write, drain, then flip that many bytes in the files of two disk servers and read back")
 	flag.StringVar(&o.server.Kind, "server", "scoria", "scoria, nbdkit or nbdkit-memory")
 	flag.StringVar(&o.server.Binary, "bin", "bin/scoria", "binary of scoria")
 	flag.BoolVar(&o.keep, "keep", false, "keep the working directory")
@@ -78,6 +81,14 @@ func run(o options) (err error) {
 	if err := o.server.Start(context.Background()); err != nil {
 		return err
 	}
+	if o.lose > 0 || o.flip > 0 {
+		return damage(o, h, r)
+	}
+	return kills(o, h, r)
+}
+
+// kills is the loop of load, kill, restart and check.
+func kills(o options, h *history, r *rand.Rand) error {
 	begin, restarts, slowest := time.Now(), time.Duration(0), time.Duration(0)
 	for round := 1; round <= o.rounds; round++ {
 		before := h.acks
@@ -85,7 +96,7 @@ func run(o options) (err error) {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 		if o.wipe != "" {
-			if err := os.RemoveAll(filepath.Join(dir, "data", o.wipe)); err != nil {
+			if err := os.RemoveAll(filepath.Join(o.server.Dir, "data", o.wipe)); err != nil {
 				return err
 			}
 		}

@@ -62,11 +62,21 @@ func (s *Server) Start(ctx context.Context) error {
 	if s.Kind != "scoria" || s.created {
 		return nil
 	}
-	out, err := exec.CommandContext(ctx, s.Binary, "volume", "create", s.Volume, "--size", s.Size, "--admin", s.Admin).CombinedOutput()
-	if err != nil {
-		return errors.Join(fmt.Errorf("volume create: %w: %s", err, out), s.Kill())
+	if err := s.Command("volume", "create", s.Volume, "--size", s.Size); err != nil {
+		return errors.Join(err, s.Kill())
 	}
 	s.created = true
+	return nil
+}
+
+// Command runs a command of the binary against this server, for at most two minutes.
+func (s *Server) Command(args ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, s.Binary, append(args, "--admin", s.Admin)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
 	return nil
 }
 
