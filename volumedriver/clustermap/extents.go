@@ -51,7 +51,6 @@ func (m *Map) extentAt(addr, n uint64) (run uint64, mapped, ok bool) {
 	}
 	s, level := &m.root, m.height
 	for level > 0 && s.inner != nil {
-		s.inner.touch()
 		s = &s.inner.kid[addr>>(fanBits*level)&fanMask]
 		level--
 	}

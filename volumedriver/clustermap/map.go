@@ -261,9 +261,8 @@ func (m *Map) lookup(addr uint64, out []Entry) int {
 		clear(out)
 		return len(out)
 	}
-	level := m.height
+	level := m.height // inner pages need no touch: those with children are not evicted
 	for level > 0 && s.inner != nil {
-		s.inner.touch()
 		s = &s.inner.kid[addr>>(fanBits*level)&fanMask]
 		level--
 	}
