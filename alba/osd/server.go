@@ -1,0 +1,421 @@
+package osd
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"scoria/internal/frame"
+)
+
+// ErrServerClosed is what Serve returns after Shutdown or Close.
+var ErrServerClosed = errors.New("osd: server closed")
+
+// ServerOptions of a Server. The zero value is fine.
+type ServerOptions struct {
+	Logger         *slog.Logger  // nil is quiet
+	MaxConnections int           // 0: 256
+	MaxInFlight    int           // requests of one connection that are worked on; 0: 64
+	MemoryBytes    int64         // values in memory, over all connections; 0: 256 MiB, at least one batch
+	IdleTimeout    time.Duration // a connection that asks for nothing is closed; 0: 10 minutes
+	IOTimeout      time.Duration // for the rest of a message that has begun; 0: 30 s
+}
+
+func (o *ServerOptions) ensureDefaults() {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MaxConnections <= 0 {
+		o.MaxConnections = 256
+	}
+	if o.MaxInFlight <= 0 {
+		o.MaxInFlight = 64
+	}
+	if o.MemoryBytes <= 0 {
+		o.MemoryBytes = 256 << 20
+	}
+	// A batch's values are each padded to a block.
+	o.MemoryBytes = max(o.MemoryBytes, MaxBatch+MaxBatchOps*align)
+	if o.IdleTimeout <= 0 {
+		o.IdleTimeout = 10 * time.Minute
+	}
+	if o.IOTimeout <= 0 {
+		o.IOTimeout = 30 * time.Second
+	}
+}
+
+// Server serves a store over TCP. It does not close the store.
+type Server struct {
+	store API
+	uuid  string
+	opts  ServerOptions
+	mem   *semaphore.Weighted
+	slabs slabs
+
+	ctx    context.Context // of all requests
+	cancel context.CancelFunc
+	mu     struct {
+		sync.Mutex
+		closed    bool
+		listeners map[net.Listener]struct{}
+		conns     map[*serverConn]struct{}
+	}
+	wg sync.WaitGroup // connections
+}
+
+// NewServer returns a server of store, whose identity is uuid.
+func NewServer(store API, uuid string, opts ServerOptions) *Server {
+	opts.ensureDefaults()
+	s := &Server{store: store, uuid: uuid, opts: opts, mem: semaphore.NewWeighted(opts.MemoryBytes)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.mu.listeners = map[net.Listener]struct{}{}
+	s.mu.conns = map[*serverConn]struct{}{}
+	return s
+}
+
+// Serve accepts connections until the server is closed (ErrServerClosed) or ln fails. It closes ln.
+func (s *Server) Serve(ln net.Listener) error {
+	s.mu.Lock()
+	if s.mu.closed {
+		s.mu.Unlock()
+		return errors.Join(ErrServerClosed, ln.Close())
+	}
+	s.mu.listeners[ln] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.mu.listeners, ln)
+		s.mu.Unlock()
+		_ = ln.Close() // it may be closed already
+	}()
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			s.mu.Lock()
+			closed := s.mu.closed
+			s.mu.Unlock()
+			if closed {
+				return ErrServerClosed
+			}
+			var ne net.Error
+			if errors.As(err, &ne) && ne.Timeout() {
+				continue
+			}
+			return fmt.Errorf("osd server: accept: %w", err)
+		}
+		s.start(nc)
+	}
+}
+
+func (s *Server) start(nc net.Conn) {
+	c := &serverConn{s: s, nc: nc, slots: make(chan struct{}, s.opts.MaxInFlight)}
+	c.ctx, c.cancel = context.WithCancel(s.ctx)
+	s.mu.Lock()
+	if s.mu.closed || len(s.mu.conns) >= s.opts.MaxConnections {
+		s.mu.Unlock()
+		c.cancel()
+		_ = nc.Close() // there is nobody to tell
+		return
+	}
+	s.mu.conns[c] = struct{}{}
+	s.wg.Add(1)
+	s.mu.Unlock()
+	go func() {
+		defer s.wg.Done()
+		c.serve()
+		s.mu.Lock()
+		delete(s.mu.conns, c)
+		s.mu.Unlock()
+	}()
+}
+
+// Shutdown takes no new requests, finishes those it has and closes all connections. When ctx ends
+// earlier it closes them at once.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.stop(func(c *serverConn) { _ = c.nc.SetReadDeadline(time.Unix(1, 0)) })
+	done := make(chan struct{})
+	go func() {
+		s.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		s.cancel()
+		return nil
+	case <-ctx.Done():
+		err := s.Close()
+		<-done
+		return errors.Join(ctx.Err(), err)
+	}
+}
+
+// Close closes all connections and waits for their requests, which it cancels. Idempotent.
+func (s *Server) Close() error {
+	s.cancel()
+	s.stop(func(c *serverConn) { _ = c.nc.Close() })
+	s.wg.Wait()
+	return nil
+}
+
+func (s *Server) stop(each func(*serverConn)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.closed = true
+	for ln := range s.mu.listeners {
+		_ = ln.Close() // Serve notices
+	}
+	for c := range s.mu.conns {
+		c.draining.Do(func() { c.drain = true })
+		each(c)
+	}
+}
+
+// serverConn is one connection.
+type serverConn struct {
+	s        *Server
+	nc       net.Conn
+	ctx      context.Context
+	cancel   context.CancelFunc
+	slots    chan struct{}
+	wg       sync.WaitGroup // requests
+	draining sync.Once
+	drain    bool // under Server.mu
+
+	wmu sync.Mutex // one reply at a time
+}
+
+func (c *serverConn) serve() {
+	err := c.read()
+	if err != nil && !errors.Is(err, io.EOF) {
+		c.s.opts.Logger.Warn("osd connection", "from", c.nc.RemoteAddr(), "err", err)
+	}
+	var ne net.Error
+	if !errors.As(err, &ne) {
+		c.cancel() // nobody waits for answers; after a time-out (Shutdown) somebody does
+	}
+	c.wg.Wait()
+	c.cancel()
+	_ = c.nc.Close() // all was answered, or cannot be
+}
+
+// deadline sets the time for the next read, unless the server is shutting down.
+func (c *serverConn) deadline(d time.Duration) error {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.drain {
+		return io.EOF
+	}
+	return c.nc.SetReadDeadline(time.Now().Add(d))
+}
+
+// read takes requests until the peer ends, or does what it may not.
+func (c *serverConn) read() error {
+	r := bufio.NewReaderSize(c.nc, 64<<10)
+	var buf []byte
+	greeted := false
+	for {
+		if err := c.deadline(c.s.opts.IdleTimeout); err != nil {
+			return err
+		}
+		if _, err := r.Peek(1); err != nil {
+			return err
+		}
+		if err := c.deadline(c.s.opts.IOTimeout); err != nil {
+			return err
+		}
+		limit := uint32(maxFrame)
+		if !greeted {
+			limit = 1024 // who has not said who he looks for gets no memory
+		}
+		var (
+			typ      uint8
+			id, tail uint64
+			d        *frame.Decoder
+			err      error
+		)
+		if buf, typ, id, tail, d, err = readMessage(r, buf, limit); err != nil {
+			return err
+		}
+		if !greeted {
+			if typ != msgHello || tail != 0 {
+				return fmt.Errorf("message of type %d before the hello: %w", typ, frame.ErrInvalid)
+			}
+			if err := c.hello(id, d); err != nil {
+				return err
+			}
+			greeted = true
+			continue
+		}
+		select {
+		case c.slots <- struct{}{}:
+		case <-c.ctx.Done():
+			return c.ctx.Err()
+		}
+		run, err := c.request(r, typ, tail, d)
+		if err != nil {
+			<-c.slots
+			return err
+		}
+		c.wg.Go(func() {
+			run(id)
+			<-c.slots
+		})
+		if cap(buf) > 256<<10 {
+			buf = nil
+		}
+	}
+}
+
+func (c *serverConn) hello(id uint64, d *frame.Decoder) error {
+	h := decodeHello(d)
+	if err := d.Finish(); err != nil {
+		return err
+	}
+	var err error
+	if h.UUID != "" && h.UUID != c.s.uuid {
+		err = fmt.Errorf("this is osd %s, not %s: %w", c.s.uuid, h.UUID, ErrWrongOSD)
+	}
+	c.reply(id, msgHello, err, func(b []byte) ([]byte, [][]byte) { return appendHello(b, hello{UUID: c.s.uuid}), nil })
+	return err
+}
+
+// reply sends the answer to a request. When that fails the connection is of no use any more.
+func (c *serverConn) reply(id uint64, typ uint8, err error, body func([]byte) ([]byte, [][]byte)) {
+	b := appendError(beginMessage(nil, id), err)
+	var tail [][]byte
+	if err == nil && body != nil {
+		b, tail = body(b)
+	}
+	endMessage(b, msgReply+typ, tail)
+	bufs := append(net.Buffers{b}, tail...)
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	werr := c.nc.SetWriteDeadline(time.Now().Add(c.s.opts.IOTimeout))
+	if werr == nil {
+		_, werr = bufs.WriteTo(c.nc)
+	}
+	if werr != nil {
+		c.cancel()
+		_ = c.nc.Close() // the reader notices
+	}
+}
+
+// request decodes a request and reads its tail. An error ends the connection; what is wrong with the
+// request itself is answered by run.
+func (c *serverConn) request(r io.Reader, typ uint8, tail uint64, d *frame.Decoder) (run func(id uint64), err error) {
+	if tail != 0 && typ != msgApply {
+		return nil, fmt.Errorf("message of type %d with a tail: %w", typ, frame.ErrInvalid)
+	}
+	st := c.s.store
+	switch typ {
+	case msgApply:
+		return c.apply(r, tail, d)
+	case msgRead:
+		return c.reads(d)
+	case msgList:
+		from, to, limit := decodeBound(d), decodeBound(d), int(d.U32())
+		return func(id uint64) {
+			items, err := st.List(c.ctx, from, to, limit)
+			c.reply(id, typ, err, func(b []byte) ([]byte, [][]byte) { return appendItems(b, items), nil })
+		}, d.Finish()
+	case msgDeleteRange:
+		from, to := decodeBound(d), decodeBound(d)
+		return func(id uint64) { c.reply(id, typ, st.DeleteRange(c.ctx, from, to), nil) }, d.Finish()
+	case msgVerify:
+		from, to := decodeBound(d), decodeBound(d)
+		return func(id uint64) {
+			bad, checked, next, err := st.Verify(c.ctx, from, to)
+			c.reply(id, typ, err, func(b []byte) ([]byte, [][]byte) { return appendVerify(b, bad, checked, next), nil })
+		}, d.Finish()
+	case msgInfo:
+		return func(id uint64) {
+			in, err := st.Info(c.ctx)
+			c.reply(id, typ, err, func(b []byte) ([]byte, [][]byte) { return appendInfo(b, in), nil })
+		}, d.Finish()
+	case msgClaim:
+		backend, osd := d.String(MaxBackend), d.U32()
+		return func(id uint64) { c.reply(id, typ, st.Claim(c.ctx, backend, osd), nil) }, d.Finish()
+	}
+	return nil, fmt.Errorf("message of type %d: %w", typ, frame.ErrInvalid)
+}
+
+func (c *serverConn) apply(r io.Reader, tail uint64, d *frame.Decoder) (func(id uint64), error) {
+	b, assertSums, sizes := decodeBatch(d)
+	if err := d.Finish(); err != nil {
+		return nil, err
+	}
+	var total uint64
+	for _, n := range sizes {
+		total += uint64(n)
+	}
+	if total != tail {
+		return nil, fmt.Errorf("batch with %d bytes of values and a tail of %d: %w", total, tail, frame.ErrInvalid)
+	}
+	need := slabSize(sizes)
+	if err := c.s.mem.Acquire(c.ctx, need); err != nil {
+		return nil, err
+	}
+	slab := c.s.slabs.get(need)
+	free := func() {
+		c.s.slabs.put(slab)
+		c.s.mem.Release(need)
+	}
+	for _, v := range place(b, sizes, slab) {
+		if _, err := io.ReadFull(r, v); err != nil {
+			free()
+			return nil, fmt.Errorf("values of a batch: %w", err)
+		}
+	}
+	return func(id uint64) {
+		defer free()
+		c.reply(id, msgApply, c.applyChecked(b, assertSums), nil)
+	}, nil
+}
+
+// applyChecked applies a batch if it came through the network unharmed.
+func (c *serverConn) applyChecked(b *Batch, assertSums [][]uint32) error {
+	for i := range b.Asserts {
+		if err := checkSums(fmt.Sprintf("assert of %x", b.Asserts[i].Key), b.Asserts[i].Value, assertSums[i]); err != nil {
+			return err
+		}
+	}
+	for i := range b.Puts {
+		if err := checkSums(fmt.Sprintf("put of %x", b.Puts[i].Key), b.Puts[i].Value, b.Puts[i].Sums); err != nil {
+			return err
+		}
+	}
+	return c.s.store.Apply(c.ctx, b)
+}
+
+func (c *serverConn) reads(d *frame.Decoder) (func(id uint64), error) {
+	reads, sizes := decodeReads(d)
+	if err := d.Finish(); err != nil {
+		return nil, err
+	}
+	need := slabSize(sizes)
+	if err := c.s.mem.Acquire(c.ctx, need); err != nil {
+		return nil, err
+	}
+	return func(id uint64) {
+		slab := c.s.slabs.get(need)
+		defer func() {
+			c.s.slabs.put(slab)
+			c.s.mem.Release(need)
+		}()
+		rest := slab
+		for i, n := range sizes {
+			reads[i].Buf = rest[:n:n]
+			rest = rest[alignUp(int64(n)):]
+		}
+		err := c.s.store.Read(c.ctx, reads)
+		c.reply(id, msgRead, err, func(b []byte) ([]byte, [][]byte) { return appendReadResults(b, reads) })
+	}, nil
+}
