@@ -30,12 +30,12 @@ type options struct {
 	load                       time.Duration
 	wipe                       string
 	lose, flip                 int
-	server                     e2e.Server
+	server                     *e2e.Server
 	keep                       bool
 }
 
 func main() {
-	var o options
+	o := options{server: new(e2e.Server)}
 	flag.IntVar(&o.rounds, "rounds", 20, "kills")
 	flag.IntVar(&o.connections, "connections", 2, "NBD connections")
 	flag.IntVar(&o.depth, "depth", 8, "writes in flight per connection; one connection with depth 1 also checks for an exact prefix")

@@ -29,11 +29,11 @@ type options struct {
 	seed     uint64
 	bound    uint64
 	ports    string
-	server   e2e.Server
+	server   *e2e.Server
 }
 
 func main() {
-	var o options
+	o := options{server: new(e2e.Server)}
 	flag.DurationVar(&o.duration, "for", 30*time.Second, "how long")
 	flag.IntVar(&o.workers, "workers", 8, "attackers per port")
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64(), "of all random choices")

@@ -180,10 +180,14 @@ func (s *Server) end(sig syscall.Signal, patience time.Duration) error {
 	case <-s.ended:
 		return nil
 	case <-time.After(patience):
-		err := s.process.Process.Kill()
-		<-s.ended
-		return errors.Join(fmt.Errorf("the server was still there %v after signal %v", patience, sig), err)
 	}
+	err := errors.Join(fmt.Errorf("the server (pid %d) was still there %v after signal %v", s.process.Process.Pid, patience, sig), s.process.Process.Kill())
+	select {
+	case <-s.ended:
+	case <-time.After(30 * time.Second): // stuck in the kernel: say so instead of hanging too
+		err = errors.Join(err, errors.New("SIGKILL did not end it either (state D?)"))
+	}
+	return err
 }
 
 // Alive tells whether the process runs.
