@@ -55,7 +55,6 @@ func newStatusCommand(g *globals) *cobra.Command {
 }
 
 func statusTable(s admin.Status) table {
-	m := s.Maintenance
 	t := table{rows: [][]string{
 		{"health", s.Health},
 	}}
@@ -69,9 +68,10 @@ func statusTable(s admin.Status) table {
 	t.rows = append(t.rows,
 		[]string{"volumes", fmt.Sprintf("%d, %d open, %d connections", s.Volumes, s.OpenVolumes, s.Connections)},
 		[]string{"write buffer", fmt.Sprintf("%s of %s to be drained, %s cached", size(s.Buffer.Dirty), size(s.Buffer.Limit), size(s.Buffer.Cached))},
-		[]string{"repair", fmt.Sprintf("%d objects wait, %d fragments repaired, %d objects beyond repair", m.RepairPending, m.Repaired, m.Unrepairable)},
-		[]string{"clean-up", fmt.Sprintf("%d deletes wait, %d done, %d orphans removed", m.DeletesPending, m.Deleted, m.OrphansRemoved)},
 	)
+	for _, k := range s.Maintenance.Tasks {
+		t.rows = append(t.rows, []string{k.Name, fmt.Sprintf("%d done (%s), %d left, last run %s", k.Done, size(k.Bytes), k.Left, when(k.Finished))})
+	}
 	for _, o := range s.OSDs {
 		text := fmt.Sprintf("%s, %s of %s used", o.State, size(o.Used), size(o.Capacity))
 		if o.Problem != "" {

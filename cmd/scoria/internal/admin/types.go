@@ -173,17 +173,32 @@ type Buffer struct {
 	Cached uint64 `json:"cached"`
 }
 
-// Maintenance is what the maintenance agent has to do and has done since its start.
+// Maintenance is what the maintenance agent has done since its start, and is doing.
 type Maintenance struct {
-	Running        bool      `json:"running"`
-	LastRound      time.Time `json:"last_round"`
-	RepairPending  uint64    `json:"repair_pending"`  // objects that wait for repair
-	Repaired       uint64    `json:"repaired"`        // fragments
-	Unrepairable   uint64    `json:"unrepairable"`    // objects
-	DeletesPending uint64    `json:"deletes_pending"` // fragments
-	Deleted        uint64    `json:"deleted"`         // fragments
-	OrphansRemoved uint64    `json:"orphans_removed"` // fragments
-	LastError      string    `json:"last_error"`
+	Tasks []Task `json:"tasks"`
+	// Unreadable are objects that have lost more fragments than their policy bears (at most 100).
+	Unreadable []UnreadableObject `json:"unreadable"`
+}
+
+// Task is the progress of one kind of maintenance.
+type Task struct {
+	Name      string    `json:"name"`
+	Running   bool      `json:"running"`
+	Finished  time.Time `json:"finished"` // of the last run
+	Runs      uint64    `json:"runs"`
+	Errors    uint64    `json:"errors"`     // runs that failed
+	LastError string    `json:"last_error"` // of the last run, "" when it went well
+	Done      uint64    `json:"done"`       // things done: keys deleted, fragments written or checked, orphans removed
+	Bytes     uint64    `json:"bytes"`      // moved or checked
+	Left      uint64    `json:"left"`       // things known to remain
+	Failed    uint64    `json:"failed"`     // things that could not be done
+}
+
+// UnreadableObject is an object beyond repair.
+type UnreadableObject struct {
+	Namespace uint64 `json:"namespace"`
+	Name      string `json:"name"`
+	Problem   string `json:"problem"`
 }
 
 // Error codes of the API, in the field "code" of an error answer.
