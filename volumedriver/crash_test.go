@@ -39,7 +39,7 @@ func TestCrash(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	budget := 12 * time.Second
 	if stress() {
-		budget = 10 * time.Minute
+		budget = stressTime(t)
 	}
 	if testing.Short() {
 		budget = 3 * time.Second
@@ -63,4 +63,13 @@ func TestCrash(t *testing.T) {
 		runs++
 	}
 	t.Logf("%d runs of 4 rounds", runs)
+}
+
+// stressTime is how long a long run may take: SCORIA_STRESS as a duration, or ten minutes.
+func stressTime(t *testing.T) time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("SCORIA_STRESS")); err == nil {
+		return d
+	}
+	t.Log("SCORIA_STRESS is no duration; ten minutes it is")
+	return 10 * time.Minute
 }

@@ -100,6 +100,9 @@ func (d *Driver) tickVolumes(now time.Time) {
 	}
 	d.mu.Unlock()
 	for _, v := range d.volumes() {
+		if v.starved.Load() > 0 {
+			d.relieve()
+		}
 		since := v.dirtySince.Load()
 		if since != 0 && d.opts.DrainDelay >= 0 && now.UnixNano()-since > int64(d.opts.DrainDelay) {
 			v.request()

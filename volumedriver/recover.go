@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"scoria/internal/vfs"
@@ -207,6 +208,24 @@ func (o *opening) openLog(ctx context.Context, s *state, base, maxSCO uint64) er
 	from := max(base, committed)
 	o.buf.FromSeq, o.buf.Disposable, o.buf.MinSCO = from, committedSCO, maxSCO+1
 	buf, found, err := writebuffer.Open(ctx, o.buf, o.replay)
+	if errors.Is(err, writebuffer.ErrCorrupt) || errors.Is(err, writebuffer.ErrGap) {
+		// A segment that is only a read cache need not have been synced, and may be what is
+		// damaged. What else there is must open without any of them.
+		if dropped, derr := o.dropCache(committedSCO); derr != nil {
+			return derr
+		} else if dropped > 0 {
+			v.cmap, v.apply.seq = o.discardMap(), 0
+			if err := o.openMap(s.Map); err != nil {
+				return err
+			}
+			if o.head != nil {
+				if err := o.replayTLogs(ctx); err != nil {
+					return err
+				}
+			}
+			buf, found, err = writebuffer.Open(ctx, o.buf, o.replay)
+		}
+	}
 	switch {
 	case err == nil:
 		v.buf = buf
@@ -235,6 +254,32 @@ func (o *opening) openLog(ctx context.Context, s *state, base, maxSCO uint64) er
 		v.log.Info("the local log was cut", "record", found.LastSeq, "bytes", found.CutBytes, "reason", found.Cut)
 	}
 	return nil
+}
+
+// discardMap closes the map, into which a part of the log may have been replayed.
+func (o *opening) discardMap() *clustermap.Map {
+	o.d.ignore(o.v.cmap.Close())
+	return nil
+}
+
+// dropCache removes the log's segments up to an SCO that the head covers.
+func (o *opening) dropCache(upTo uint64) (dropped int, err error) {
+	list, err := o.d.opts.FS.ReadDir(o.buf.Dir)
+	if err != nil {
+		return 0, fmt.Errorf("local log: %w", err)
+	}
+	for _, e := range list {
+		name := e.Name()
+		number, ok := sco.ParseHex(strings.TrimSuffix(strings.TrimPrefix(name, "sco-"), ".log"), 9)
+		if !ok || number > upTo {
+			continue
+		}
+		if err := o.d.opts.FS.Remove(filepath.Join(o.buf.Dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return dropped, fmt.Errorf("local log: %w", err)
+		}
+		dropped++
+	}
+	return dropped, nil
 }
 
 // freshLog replaces the log by an empty one.
