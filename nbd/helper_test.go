@@ -76,7 +76,7 @@ func (w *world) dial() *nbdtest.Client {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { c.Close() })
-	c.Conn.SetDeadline(time.Now().Add(20 * time.Second)) // so that a bug fails instead of hanging
+	c.Conn.SetDeadline(time.Now().Add(time.Minute)) // so that a bug fails instead of hanging
 	return c
 }
 
