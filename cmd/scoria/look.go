@@ -208,7 +208,8 @@ func newObjectCommand(g *globals) *cobra.Command {
 }
 
 func newOSDCommand(g *globals) *cobra.Command {
-	cmd := &cobra.Command{Use: "osd", Short: "List and show disk servers", PersistentPreRunE: g.checkOutput}
+	cmd := &cobra.Command{Use: "osd", Short: "List and show disk servers, run one", PersistentPreRunE: g.checkOutput}
+	cmd.AddCommand(newOSDServe())
 	cmd.AddCommand(&cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List disk servers", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -39,7 +39,7 @@ type disks struct {
 	list   []*disk
 
 	mu     sync.Mutex
-	remote map[string]osd.API // by address, connected on demand
+	remote map[string]osd.API // by address and identity, connected on demand
 	closed bool
 }
 
@@ -68,17 +68,15 @@ func (d *disks) dial(addr, uuid string) (osd.API, error) {
 	if d.closed {
 		return nil, osd.ErrUnavailable
 	}
-	if c, ok := d.remote[addr]; ok {
+	key := addr + " " + uuid
+	if c, ok := d.remote[key]; ok {
 		return c, nil
 	}
-	c, err := dialOSD(addr, uuid)
-	if err != nil {
-		return nil, err
-	}
+	c := osd.Dial(addr, uuid, osd.ClientOptions{})
 	if d.remote == nil {
 		d.remote = make(map[string]osd.API)
 	}
-	d.remote[addr] = c
+	d.remote[key] = c
 	return c, nil
 }
 
@@ -248,17 +246,16 @@ func (ds *disks) declareLost(ctx context.Context, reg abm.API) error {
 	return nil
 }
 
+// connect asks the disk server at k.addr who it is, and then talks to that one only.
 func (ds *disks) connect(ctx context.Context, k *disk) error {
-	c, err := ds.dial(k.addr, "")
-	if err != nil {
+	probe := osd.Dial(k.addr, "", osd.ClientOptions{})
+	info, err := probe.Info(ctx)
+	if err = errors.Join(err, probe.Close()); err != nil {
 		return err
 	}
-	info, err := c.Info(ctx)
-	if err != nil {
-		return err
-	}
-	k.uuid, k.api = info.UUID, c
-	return nil
+	k.uuid = info.UUID
+	k.api, err = ds.dial(k.addr, k.uuid)
+	return err
 }
 
 // Close closes all disk servers and connections.
