@@ -11,6 +11,7 @@ import (
 
 	"scoria/alba"
 	"scoria/alba/albatest"
+	"scoria/alba/osd/osdtest"
 	"scoria/internal/blocksum"
 	"scoria/metadata"
 )
@@ -84,6 +85,12 @@ func checkAll(t testing.TB, c *alba.Client, ns metadata.NamespaceID, name string
 			t.Fatalf("read %q blocks [%d,%d): wrong data", name, first, last)
 		}
 	}
+}
+
+func newFake(i int) *osdtest.Fake {
+	f := osdtest.NewFake()
+	f.SetUUID(fmt.Sprintf("00000000-0000-4000-8000-%012d", i+1))
+	return f
 }
 
 var sizes = []int{0, 1, 4095, 4096, 4097, 100_000, 1<<20 - 1, 1 << 20, 1<<20 + 1, 5<<20 + 12345}

@@ -21,6 +21,9 @@ const (
 	mergeBytes   = 64 << 10 // larger fetches are not merged with equal ones
 )
 
+// errOutOfUse: the disk has failed lately and is being probed.
+var errOutOfUse = fmt.Errorf("out of use: %w", osd.ErrUnavailable)
+
 // errLost: the fragment is nowhere, or its disk is.
 var errLost = errors.New("fragment is lost")
 
@@ -123,7 +126,7 @@ func (c *Client) fetchOne(ctx context.Context, p *piece) {
 
 // fetchGroup fills pieces that lie on one OSD, and rebuilds from others what that fails to give.
 func (c *Client) fetchGroup(ctx context.Context, ps []*piece) {
-	h := c.readPrimary(ctx, ps)
+	h := c.readPrimary(ctx, ps, false)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for i, p := range ps {
@@ -143,10 +146,17 @@ func (c *Client) fetchGroup(ctx context.Context, ps []*piece) {
 			}
 			continue
 		}
+		skipped := errors.Is(p.err, errOutOfUse)
 		rebuild := func() {
 			p.bad = broken
 			if p.err = c.rebuildPiece(ctx, p, p.buf); p.err == nil && broken {
 				c.queueRepair(p)
+			}
+			if p.err != nil && skipped && ctx.Err() == nil { // it may be well again, and is all there is
+				was := p.err
+				if c.readPrimary(ctx, []*piece{p}, true); p.err != nil {
+					p.err = fmt.Errorf("%w (%w)", was, p.err)
+				}
 			}
 		}
 		if len(ps) == 1 {
@@ -204,7 +214,8 @@ func (p *piece) key() FragmentKey {
 
 // readPrimary reads from the OSD that the manifest names. When that is slow, a hedge is made
 // in parallel; it is returned if it was started and something is left to it.
-func (c *Client) readPrimary(ctx context.Context, ps []*piece) *hedge {
+// A disk that is out of use is read only with force.
+func (c *Client) readPrimary(ctx context.Context, ps []*piece, force bool) *hedge {
 	id := ps[0].o.Chunks[ps[0].chunk].Fragments[ps[0].frag].OSD
 	fail := func(err error) *hedge {
 		for _, p := range ps {
@@ -221,8 +232,10 @@ func (c *Client) readPrimary(ctx context.Context, ps []*piece) *hedge {
 		return fail(err)
 	case k.gone():
 		return fail(errLost)
-	case !k.readable() || (k.bad.Load() && ps[0].o.Policy.M > 0):
-		return fail(fmt.Errorf("OSD %d is out of use: %w", id, osd.ErrUnavailable))
+	case !k.readable():
+		return fail(fmt.Errorf("OSD %d is not ours to read: %w", id, osd.ErrUnavailable))
+	case !force && k.bad.Load() && ps[0].o.Policy.M > 0:
+		return fail(fmt.Errorf("OSD %d: %w", id, errOutOfUse))
 	}
 	api, err := c.handle(k)
 	if err != nil {
@@ -242,7 +255,9 @@ func (c *Client) readPrimary(ctx context.Context, ps []*piece) *hedge {
 	c.hedges.earn()
 	started := time.Now()
 	timer := time.AfterFunc(k.hedgeAfter(&c.opts, bytes), func() {
-		c.spawn(func(context.Context) { h.start(ctx, ps) })
+		if !force {
+			c.spawn(func(context.Context) { h.start(ctx, ps) })
+		}
 	})
 	err = api.Read(rctx, cl.reads)
 	timer.Stop()

@@ -101,6 +101,36 @@ func ParseTagKey(b []byte) (k TagKey, err error) {
 	return k, nil
 }
 
+// TagPart is a fragment that a tag vouches for.
+type TagPart struct {
+	Chunk    uint16
+	Fragment uint8
+}
+
+// tagValue encodes the fragments of a batch: 3 bytes each.
+func tagValue(parts []part) []byte {
+	b := make([]byte, 0, 3*len(parts))
+	for _, p := range parts {
+		b = append(binary.BigEndian.AppendUint16(b, uint16(p.chunk)), uint8(p.fragment))
+	}
+	return b
+}
+
+// MaxTagValue bounds the value of a tag, in bytes.
+const MaxTagValue = 3 * groupBytes / metadata.MinChunkSize
+
+// ParseTagValue decodes the value of a GC tag.
+func ParseTagValue(b []byte) ([]TagPart, error) {
+	if len(b)%3 != 0 || len(b) > MaxTagValue {
+		return nil, fmt.Errorf("tag of %d bytes: %w", len(b), ErrKey)
+	}
+	parts := make([]TagPart, len(b)/3)
+	for i := range parts {
+		parts[i] = TagPart{binary.BigEndian.Uint16(b[3*i:]), b[3*i+2]}
+	}
+	return parts, nil
+}
+
 // TagRange returns the keys [from, to) of the tags of a namespace with epochs below before.
 func TagRange(ns metadata.NamespaceID, before metadata.GCEpoch) (from, to []byte) {
 	from = binary.BigEndian.AppendUint64([]byte{byte(KeyTag)}, uint64(ns))
@@ -127,4 +157,12 @@ func appendObject(dst []byte, kind KeyKind, ns metadata.NamespaceID, id metadata
 	dst = append(dst, byte(kind))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(ns))
 	return append(dst, id[:]...)
+}
+
+// KeyNamespace returns the namespace of a fragment, recovery or tag key.
+func KeyNamespace(b []byte) (metadata.NamespaceID, bool) {
+	if len(b) < 9 || (KeyKind(b[0]) != KeyData && KeyKind(b[0]) != KeyRecovery && KeyKind(b[0]) != KeyTag) {
+		return 0, false
+	}
+	return metadata.NamespaceID(binary.BigEndian.Uint64(b[1:])), true
 }

@@ -181,7 +181,13 @@ func (c *Client) CreateNamespace(ctx context.Context, name, preset string) (meta
 	if err := sp.api.CreateNamespace(ctx, rec.ID, p); err != nil {
 		return metadata.Namespace{}, border(fmt.Errorf("create namespace %q at NSM %s: %w", name, rec.NSM, err))
 	}
-	if err := c.opts.ABM.SetNamespaceState(ctx, rec.ID, metadata.NamespaceActive); err != nil {
+	err = c.opts.ABM.SetNamespaceState(ctx, rec.ID, metadata.NamespaceActive)
+	if errors.Is(err, metadata.ErrExists) { // somebody else was faster; ours is removed by maintenance
+		if old, lookErr := c.opts.ABM.Namespace(ctx, name); lookErr == nil && old.Preset == p.Name && old.State == metadata.NamespaceActive {
+			return old, nil
+		}
+	}
+	if err != nil {
 		return metadata.Namespace{}, border(fmt.Errorf("activate namespace %q: %w", name, err))
 	}
 	rec.State = metadata.NamespaceActive

@@ -33,6 +33,7 @@ type Options struct {
 	// HedgeMin and HedgeMax bound the adaptive time after which a slow read is also made from
 	// other fragments; 5 ms and 1 s.
 	HedgeMin, HedgeMax time.Duration
+	ProbeInterval      time.Duration // before the first probe of an OSD that failed, doubled up to a minute; 500 ms
 	OSDRefresh         time.Duration // age of the list of OSDs; 10 s
 	NamespaceRefresh   time.Duration // age of presets and GC epochs; 60 s
 	TagFlush           time.Duration // longest a finished GC tag waits for a batch to ride on; 30 s
@@ -61,6 +62,7 @@ func (o Options) withDefaults() (Options, error) {
 	orDefault(&o.Slack, 50*time.Millisecond)
 	orDefault(&o.HedgeMin, 5*time.Millisecond)
 	orDefault(&o.HedgeMax, time.Second)
+	orDefault(&o.ProbeInterval, 500*time.Millisecond)
 	orDefault(&o.OSDRefresh, 10*time.Second)
 	orDefault(&o.NamespaceRefresh, time.Minute)
 	orDefault(&o.TagFlush, 30*time.Second)

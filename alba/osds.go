@@ -19,9 +19,8 @@ import (
 
 // Back-off of probes of a disk that fails, and how long a full one is left alone.
 const (
-	probeFirst = 500 * time.Millisecond
-	probeMax   = time.Minute
-	fullRest   = 10 * time.Second
+	probeMax = time.Minute
+	fullRest = 10 * time.Second
 )
 
 // disks is the Client's view of all OSDs. Look-ups take no lock.
@@ -124,6 +123,9 @@ func (c *Client) handle(k *disk) (osd.API, error) {
 	k.api.Store(&api)
 	return api, nil
 }
+
+// RefreshOSDs looks at the list of OSDs now.
+func (c *Client) RefreshOSDs(ctx context.Context) error { return border(c.disks.fresh(ctx, 0)) }
 
 // OSD returns the handle of an OSD, for maintenance.
 func (c *Client) OSD(ctx context.Context, id metadata.OSDID) (osd.API, error) {
@@ -239,7 +241,7 @@ func (c *Client) failed(k *disk, err error) {
 
 // probe tries a failing disk until it writes and reads again.
 func (c *Client) probe(ctx context.Context, k *disk) {
-	for wait := probeFirst; ; wait = min(wait*2, probeMax) {
+	for wait := c.opts.ProbeInterval; ; wait = min(wait*2, probeMax) {
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():

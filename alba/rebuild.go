@@ -196,7 +196,11 @@ func (g *gather) read(ctx context.Context, order []int, k int, all bool) error {
 	if g.broken() > g.p.o.total-k {
 		kind = ErrUnreadable
 	}
-	return fmt.Errorf("%d of %d fragments, %d needed, %d lost: %w: %w", have, g.p.o.total, k, g.lost, kind, errors.Join(g.errs...))
+	err := fmt.Errorf("%d of %d fragments, %d needed, %d lost: %w", have, g.p.o.total, k, g.broken(), kind)
+	for _, e := range g.errs {
+		err = fmt.Errorf("%w; %w", err, e)
+	}
+	return err
 }
 
 // broken counts the fragments that will never come, with the wanted ones that are known to be bad.
@@ -221,9 +225,11 @@ func (g *gather) note(r gathered) {
 	if errors.Is(r.err, osd.ErrNotFound) || errors.Is(r.err, osd.ErrCorrupt) {
 		g.lost++
 		g.c.countBroken(r.err)
-		other := g.p
-		other.frag = r.frag
-		g.c.queueRepair(&other)
+		if g.p.frag >= 0 { // a repair that comes across it leaves it to scrub: two repairs of one object collide
+			other := g.p
+			other.frag = r.frag
+			g.c.queueRepair(&other)
+		}
 	}
 }
 

@@ -55,7 +55,8 @@ func (c *Client) Repair(ctx context.Context, ns metadata.NamespaceID, m *metadat
 	if err := c.disks.fresh(ctx, c.opts.OSDRefresh); err != nil {
 		return res, border(err)
 	}
-	_, epoch, err := c.terms(ctx, sp, c.opts.NamespaceRefresh)
+	// The newest epoch: what is written under one that closes meanwhile is in the way until it is collected.
+	_, epoch, err := c.terms(ctx, sp, 0)
 	if err != nil {
 		return res, border(err)
 	}
@@ -103,14 +104,14 @@ type repair struct {
 	tags    []stored
 }
 
-// verdict is why a fragment has to be written anew.
+// verdict is why a fragment has to be written anew, the most urgent first.
 type verdict uint8
 
 const (
-	keep   verdict = 1
-	moving verdict = 2 // readable where it is, but shall be elsewhere
-	lost   verdict = 3 // not there, or not to be trusted
-	absent verdict = 4 // on an OSD that may come back; not readable now
+	lost   verdict = 1 // not there, or not to be trusted
+	absent verdict = 2 // on an OSD that may come back; not readable now
+	moving verdict = 3 // readable where it is, but shall be elsewhere
+	keep   verdict = 4
 )
 
 func (j *repair) judge(chunk, frag int) verdict {
@@ -153,8 +154,8 @@ func (j *repair) chunk(ctx context.Context, chunk int, res *RepairResult) error 
 	if len(need) == 0 {
 		return nil
 	}
-	// Those that are lost come first: places may be fewer than needed.
-	slices.SortStableFunc(need, func(a, b int) int { return int(verdicts[b]&lost) - int(verdicts[a]&lost) })
+	// Places may be fewer than needed: those that nobody can read come first.
+	slices.SortStableFunc(need, func(a, b int) int { return int(verdicts[a]) - int(verdicts[b]) })
 	cands := j.c.disks.candidates(func(id metadata.OSDID) bool {
 		return kept[id] || (j.opts.Leave != nil && j.opts.Leave(id))
 	})
@@ -222,8 +223,8 @@ func (j *repair) write(ctx context.Context, chunk int, need []int, targets []met
 		b := &osd.Batch{Background: j.opts.Background, Puts: []osd.Put{
 			{Key: key.Bytes(KeyData), Value: bufs[i], Sums: sums[i]},
 			{Key: key.Bytes(KeyRecovery), Value: rec},
-			{Key: tags[n].tag, Value: []byte{}},
-		}}
+			{Key: tags[n].tag, Value: tagValue([]part{{chunk, i}})},
+		}, Asserts: []osd.Assert{{Key: key.Bytes(KeyData)}}} // what another attempt left is that one's tag's to remove
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, j.c.opts.WriteTimeout)
 			defer cancel()

@@ -234,7 +234,7 @@ func (g *group) batch(first, s, slots int) (*osd.Batch, stored) {
 		st.parts = append(st.parts, part{chunk, frag})
 	}
 	st.tag = TagKey{Namespace: g.u.sp.id, Epoch: g.u.epoch, ObjectID: g.u.m.ObjectID, Nonce: uint32(randomUint64())}.Bytes()
-	b.Puts = append(b.Puts, osd.Put{Key: st.tag, Value: []byte{}})
+	b.Puts = append(b.Puts, osd.Put{Key: st.tag, Value: tagValue(st.parts)})
 	return b, st
 }
 
