@@ -127,3 +127,24 @@ func admitClient(tx Tx) {
 	}
 	tx.Put([]byte{keyClients}, binary.BigEndian.AppendUint64(nil, count+1))
 }
+
+// DescribePair describes a pair of this package's tables for people; ours is false for others.
+func DescribePair(key, value []byte) (text string, ours bool) {
+	switch {
+	case len(key) == 9 && key[0] == tableClients:
+		w, err := loadWindow(one{key, value}, binary.BigEndian.Uint64(key[1:]))
+		if err != nil {
+			return err.Error(), true
+		}
+		return fmt.Sprintf("client %016x: highest request %d, %d results kept, last at entry %d", w.client, w.highest, len(w.results), w.touched), true
+	case len(key) == 1 && key[0] == keyClients:
+		return fmt.Sprintf("clients: %x", value), true
+	}
+	return "", false
+}
+
+// one is a Reader of a single pair.
+type one struct{ k, v []byte }
+
+func (o one) Get([]byte) []byte                           { return o.v }
+func (o one) Scan(_, _ []byte, fn func(k, v []byte) bool) { fn(o.k, o.v) }

@@ -271,6 +271,7 @@ func (n *Node) wantSnapshot() {
 
 // Snapshot makes a snapshot now and shortens the log.
 func (n *Node) Snapshot(ctx context.Context) error {
+	// Any node may: a snapshot is of its own state and log.
 	err := n.await(ctx, func() error { return n.raft.Snapshot().Error() })
 	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return nil
