@@ -22,7 +22,7 @@ const (
 	maxQueued = 256 << 10
 	// drainLinger is how long a connection still answers ESHUTDOWN after its last request
 	// was done.
-	drainLinger = 20 * time.Millisecond
+	drainLinger = 100 * time.Millisecond
 )
 
 // Ends of a connection that are nobody's fault.

@@ -280,10 +280,11 @@ func (h *handshake) open(name string) (*Export, func(), error) {
 }
 
 func (h *handshake) extend(d time.Duration) {
-	if h.srv.draining.Load() {
-		return
+	if h.srv.draining.Load() { // what was sent meanwhile is still answered
+		h.deadline = time.Now().Add(drainLinger)
+	} else {
+		h.deadline = h.deadline.Add(d)
 	}
-	h.deadline = h.deadline.Add(d)
 	_ = h.nc.SetDeadline(h.deadline) // fails only on a closed connection, as the next read will
 }
 

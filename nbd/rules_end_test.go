@@ -199,6 +199,40 @@ func TestRule57Shutdown(t *testing.T) {
 	w.must(w.srv.Shutdown(context.Background()))
 }
 
+func TestRule57OptionsGetErrShutdown(t *testing.T) {
+	e := &exports{ExportMap: nbd.ExportMap{"disk": {Name: "disk", Device: memory()}}}
+	entered, release := make(chan struct{}), make(chan struct{})
+	e.open = func(context.Context, string) error {
+		close(entered)
+		<-release
+		return nil
+	}
+	w := serve(t, e, nil)
+	c := w.dial()
+	b := wire.AppendOption(nil, wire.OptInfo, wire.AppendExportRequest(nil, wire.ExportRequest{Name: "disk"}))
+	b = wire.AppendOption(b, wire.OptList, nil)
+	_, err := c.Conn.Write(wire.AppendOption(b, wire.OptAbort, nil))
+	w.must(err)
+	<-entered
+	done := make(chan error, 1)
+	go func() { done <- w.srv.Shutdown(context.Background()) }()
+	until(t, "the server stops accepting", func() bool {
+		nc, err := net.Dial("unix", w.addr)
+		if err == nil {
+			nc.Close()
+		}
+		return err != nil
+	})
+	close(release)
+	_, err = c.OptionReplies(wire.OptInfo) // was being answered
+	w.must(err)
+	_, err = c.OptionReplies(wire.OptList)
+	refused(t, err, wire.RepErrShutdown)
+	_, err = c.OptionReplies(wire.OptAbort)
+	w.must(err)
+	w.must(<-done)
+}
+
 func TestRule57ShutdownInTheHandshake(t *testing.T) {
 	e := &exports{ExportMap: nbd.ExportMap{"disk": {Name: "disk", Device: memory()}}}
 	entered, release := make(chan struct{}), make(chan struct{})
