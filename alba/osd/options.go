@@ -43,8 +43,10 @@ type Options struct {
 	// ReapBytes is how many dead bytes are collected before they are given back to the file
 	// system. They are given back earlier when the store is idle or full. 0 is 64 MiB.
 	ReapBytes int64
-	// DirectReads reads values past the page cache where buffers allow it.
-	DirectReads bool
+	// BufferedReads reads values through the page cache. The default reads past it where the
+	// memory of a read is aligned (vfs.DirectAlign) and its length a multiple of that: the
+	// users of an OSD have caches of their own, and a miss costs half.
+	BufferedReads bool
 }
 
 func (o *Options) ensureDefaults() error {

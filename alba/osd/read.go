@@ -103,7 +103,7 @@ func (s *Store) readEntry(key []byte, e *entry, off uint64, buf []byte, sums *[]
 	if len(buf) == 0 {
 		return nil
 	}
-	direct := s.opts.DirectReads && len(buf)%align == 0 && uintptr(unsafe.Pointer(unsafe.SliceData(buf)))%vfs.DirectAlign == 0
+	direct := !s.opts.BufferedReads && len(buf)%align == 0 && uintptr(unsafe.Pointer(unsafe.SliceData(buf)))%vfs.DirectAlign == 0
 	if err := s.pread(e.seg, int64(e.off+off), buf, direct); err != nil {
 		return fmt.Errorf("key %x: %w", key, err)
 	}

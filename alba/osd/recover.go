@@ -68,7 +68,7 @@ func (l *logReader) open(no uint32) (ok bool, err error) {
 		return false, nil
 	}
 	if l.info.UUID != l.uuid {
-		return false, fmt.Errorf("segment %d belongs to osd %s, this is %s: %w: %w", no, l.info.UUID, l.uuid, errForeign, ErrWrongOSD)
+		return true, fmt.Errorf("segment %d belongs to osd %s, this is %s: %w: %w", no, l.info.UUID, l.uuid, errForeign, ErrWrongOSD)
 	}
 	return true, nil
 }
