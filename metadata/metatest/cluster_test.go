@@ -144,7 +144,7 @@ func TestSnapshotInstallWhileApplying(t *testing.T) {
 		behind = "n1"
 	}
 	c.Stop(behind)
-	h.more(300) // many more than TrailingLogs
+	h.more(300)                  // many more than TrailingLogs
 	for _, id := range c.IDs() { // whoever leads later: its log begins behind what the stopped node has
 		want(t, c.Node(id).Snapshot(t.Context()), nil)
 	}

@@ -89,7 +89,7 @@ func (s *snapshotReader) frame() (uint8, *frame.Decoder, error) {
 	switch {
 	case errors.Is(err, io.EOF):
 		return 0, nil, fmt.Errorf("snapshot ends early: %w", metadata.ErrCorrupt)
-	case errors.Is(err, frame.ErrMagic), errors.Is(err, frame.ErrChecksum), errors.Is(err, frame.ErrTooLong), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, frame.ErrTruncated), errors.Is(err, frame.ErrMagic), errors.Is(err, frame.ErrChecksum), errors.Is(err, frame.ErrTooLong), errors.Is(err, io.ErrUnexpectedEOF):
 		return 0, nil, fmt.Errorf("snapshot: %w: %w", err, metadata.ErrCorrupt)
 	case err != nil:
 		return 0, nil, fmt.Errorf("read snapshot: %w", err)
