@@ -73,11 +73,30 @@ func (v *Volume) commit(run []writebuffer.ClosedSCO) error {
 	v.buf.MarkDisposable(last.Number)
 	v.stats.commits.Add(1)
 	v.noteCommitted(began)
+	v.settleLog()
 	if len(h.TLogs) > v.d.opts.CheckpointTLogs {
 		v.wantCheckpoint()
 	}
 	v.drain.news.tell()
 	return nil
+}
+
+// settleLog syncs the log in the background when the write buffer needs the room of what
+// was committed: it removes cached segments only in front of a synced one.
+func (v *Volume) settleLog() {
+	s := v.d.pool.Stats()
+	if s.TotalBytes < s.HardBytes/2 || v.settling.Swap(true) {
+		return
+	}
+	started := v.spawn(func() {
+		defer v.settling.Store(false)
+		if err := v.buf.Sync(v.ctx); err != nil && v.ctx.Err() == nil {
+			v.trouble.set("sync the local log", err)
+		}
+	})
+	if !started {
+		v.settling.Store(false)
+	}
 }
 
 // aligned returns b in memory that starts at a multiple of 4096.

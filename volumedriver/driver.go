@@ -334,6 +334,10 @@ func (v *Volume) close(ctx context.Context) error {
 		}
 	}
 	drained := v.buf.LastSeq() <= v.committed()
+	if drained && !fenced && v.d.ctx.Err() == nil {
+		// Idle: a closed log is not counted by the write buffer, so it must not hold much.
+		v.d.ignore(v.buf.Evict(ctx))
+	}
 	if err := v.buf.Close(); err != nil {
 		errs = append(errs, fmt.Errorf("close volume %s: %w", v.Name(), err))
 	}

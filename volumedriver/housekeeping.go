@@ -44,6 +44,7 @@ func (d *Driver) relieve() {
 }
 
 // drainSome has the volumes that hold the most undrained bytes drain: together half of all.
+// Those that are drained give up their read cache.
 func (d *Driver) drainSome() {
 	type dirty struct {
 		v *Volume
@@ -56,6 +57,7 @@ func (d *Driver) drainSome() {
 			list = append(list, dirty{v, n})
 			total += n
 		}
+		v.settleLog()
 	}
 	slices.SortFunc(list, func(a, b dirty) int { return cmp.Compare(b.n, a.n) })
 	for left := total / 2; len(list) > 0 && left >= 0; list = list[1:] {

@@ -39,7 +39,7 @@ type Options struct {
 	Tick           time.Duration // period of the housekeeping; default 1 s
 
 	// CheckpointDirty is how many bytes of map pages of a volume may wait for a checkpoint;
-	// default MapCacheBytes/8. CheckpointTLogs is how many TLogs may follow the map
+	// default MapCacheBytes/2. CheckpointTLogs is how many TLogs may follow the map
 	// checkpoint of a head (they are read at a takeover); default 16.
 	CheckpointDirty int64
 	CheckpointTLogs int
@@ -61,7 +61,7 @@ func (o *Options) ensureDefaults() {
 	def(&o.OpenTimeout, time.Minute)
 	def(&o.SpaceWait, 30*time.Second)
 	def(&o.Tick, time.Second)
-	def(&o.CheckpointDirty, max(o.MapCacheBytes/8, 64<<10))
+	def(&o.CheckpointDirty, max(o.MapCacheBytes/2, 64<<10))
 	def(&o.CheckpointTLogs, 16)
 	def(&o.Pool.HardBytes, o.WriteBufferBytes)
 	if o.FS == nil {

@@ -265,7 +265,7 @@ func (v *Volume) readRemote(ctx context.Context, j *readJob, addr uint64, p []by
 	defer cancel()
 	v.stats.remoteReads.Add(1)
 	if err := v.d.opts.Store.Read(ctx, v.ns, j.slices); err != nil {
-		return err
+		return v.ended(err)
 	}
 	// The store has checked the sums. That it did is checked here, where it is cheap.
 	for _, s := range j.slices {

@@ -29,6 +29,9 @@ type opening struct {
 	rec     Record
 	before  string // owner before this; "" when it had been released, which means: drained
 	head    *Head  // nil: there is none yet
+	ctx     context.Context
+	record  []byte // the map checkpoint to go on from
+	seq     uint64 // its sequence number
 	salvage bool   // accept the loss of damaged local records
 	buf     writebuffer.Options
 }
@@ -66,6 +69,7 @@ func (o *opening) abandon() {
 }
 
 func (o *opening) open(ctx context.Context) error {
+	o.ctx = ctx
 	if err := o.d.opts.Store.Apply(ctx, o.rec.Namespace, Txn{Epoch: o.rec.Epoch}); err != nil {
 		return fmt.Errorf("raise the fence of namespace %d to epoch %d: %w", o.rec.Namespace, o.rec.Epoch, err)
 	}
@@ -141,11 +145,26 @@ func (o *opening) localState() (*state, string) {
 	return s, ""
 }
 
-// replayed returns the function that applies records of a TLog or the log behind seq.
+// replay applies a record of a TLog or of the log, if it is behind what the map has.
 func (o *opening) replay(e *tlog.Entry) error {
-	if e.Seq > o.v.apply.seq {
-		o.v.applyLocked(e)
+	v := o.v
+	if e.Seq <= v.apply.seq {
+		return nil
 	}
+	v.applyLocked(e)
+	if v.cmap.DirtyBytes() < o.d.opts.MapCacheBytes {
+		return nil
+	}
+	// So much to replay that memory must be bounded now.
+	c, err := v.cmap.BeginCheckpoint(e.Seq)
+	if err != nil {
+		return err
+	}
+	w, err := c.Write(o.ctx)
+	if err != nil {
+		return err
+	}
+	o.record, o.seq = w.Record, e.Seq
 	return nil
 }
 
@@ -187,15 +206,7 @@ func (o *opening) openLocal(ctx context.Context, s *state) error {
 	if err := o.openLog(ctx, s, base, maxSCO); err != nil {
 		return err
 	}
-	v.ckpt.mu.record, v.ckpt.mu.seq = s.Map, base
-	if o.head != nil {
-		if published, err := recordSeq(o.head.Map); err == nil && base > published {
-			v.ckpt.mu.pending = []localCheckpoint{{base, s.Map}}
-		}
-	} else if base > 0 {
-		v.ckpt.mu.pending = []localCheckpoint{{base, s.Map}}
-	}
-	return o.begin(s.Map, base)
+	return o.begin()
 }
 
 // openLog opens the local log behind what map checkpoint and TLogs have.
@@ -308,6 +319,7 @@ func (o *opening) openMap(record []byte) error {
 		return err
 	}
 	clusters := v.size.Load() / ClusterSize
+	o.record, o.seq = record, 0
 	if len(record) == 0 {
 		v.cmap = clustermap.New(o.d.mapCache, v.packs, clusters)
 		return nil
@@ -319,7 +331,7 @@ func (o *opening) openMap(record []byte) error {
 	v.cmap = m
 	v.cmap.Grow(clusters)
 	seq, err := recordSeq(record)
-	v.apply.seq = seq
+	v.apply.seq, o.seq = seq, seq
 	return err
 }
 
@@ -467,7 +479,6 @@ func (o *opening) openRemote(ctx context.Context, why string) error {
 		return err
 	}
 	v.cmap.ReservePacks(orphans.maxPack + 1)
-	base := v.apply.seq
 	if o.head != nil {
 		if err := o.replayTLogs(ctx); err != nil {
 			return err
@@ -488,8 +499,7 @@ func (o *opening) openRemote(ctx context.Context, why string) error {
 			return err
 		}
 	}
-	v.ckpt.mu.record, v.ckpt.mu.seq = h.Map, base
-	return o.begin(h.Map, base)
+	return o.begin()
 }
 
 // claim writes the head under the new epoch, which also keeps the numbers of orphans from
@@ -509,9 +519,25 @@ func (o *opening) claim(ctx context.Context, h *Head, orphans []string) error {
 }
 
 // begin makes the local directory this epoch's, and lets the volume serve.
-func (o *opening) begin(record []byte, seq uint64) error {
+func (o *opening) begin() error {
 	v := o.v
-	if err := v.saveState(record, seq, false); err != nil {
+	published := uint64(0)
+	if o.head != nil {
+		var err error
+		if published, err = recordSeq(o.head.Map); err != nil {
+			return fmt.Errorf("map checkpoint of the head: %w: %w", ErrCorrupt, err)
+		}
+	}
+	if o.seq > published {
+		v.ckpt.mu.pending = []localCheckpoint{{o.seq, o.record}}
+	}
+	if o.seq > v.committed() { // the checkpoint may be of this opening, from records not synced
+		if err := v.buf.Sync(o.ctx); err != nil {
+			return fmt.Errorf("local log: %w", err)
+		}
+	}
+	v.ckpt.mu.seq = o.seq
+	if err := v.saveState(o.record, o.seq, false); err != nil {
 		return err
 	}
 	// The names of the local directories must survive what the files in them survive.
@@ -526,6 +552,9 @@ func (o *opening) begin(record []byte, seq uint64) error {
 	v.touch(time.Now())
 	if len(v.buf.ClosedSCOs(v.lastCommittedSCO())) > 0 {
 		v.kick()
+	}
+	if v.cmap.DirtyBytes() > o.d.opts.CheckpointDirty {
+		v.wantCheckpoint()
 	}
 	return nil
 }

@@ -62,6 +62,7 @@ type Volume struct {
 	dirtySince atomic.Int64 // Unix nanoseconds; since when there is something to drain, 0: nothing
 	lastUse    atomic.Int64 // Unix nanoseconds of the last operation, to the tick
 	used       atomic.Bool  // since the last tick
+	settling   atomic.Bool  // a background sync of the log runs
 	starved    atomic.Int32 // writes that found the file system full
 	lost       string       // what recovery could not bring back; "" for nothing. Set before use
 }
@@ -129,6 +130,14 @@ func (v *Volume) bound(ctx context.Context) (context.Context, context.CancelFunc
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(v.ctx, func() { cancel(v.gone()) })
 	return ctx, func() { stop(); cancel(context.Canceled) }
+}
+
+// ended adds to an error that the volume has ended, if it has: then that is why.
+func (v *Volume) ended(err error) error {
+	if err == nil || v.ctx.Err() == nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", v.gone(), err)
 }
 
 // fail stops the volume for good: another owner exists. What is not drained stays in the
@@ -209,10 +218,10 @@ func (v *Volume) loadMap(load func() error) error {
 		case errors.As(err, &damage) && v.packs.forgetLocal(damage.Pack):
 			v.log.Warn("a local map pack is damaged; its copy in the object store is used", "pack", damage.Pack, "error", err)
 		case !errors.Is(err, fs.ErrNotExist):
-			return v.mapError(err)
+			return v.mapError(v.ended(err))
 		}
 	}
-	return v.mapError(err)
+	return v.mapError(v.ended(err))
 }
 
 // mapError marks damage of the map as what it is to users of the volume.

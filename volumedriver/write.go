@@ -130,7 +130,7 @@ func (v *Volume) append(ctx context.Context, ops []writebuffer.Op) error {
 		err = v.buf.Append(ctx, ops)
 	}
 	if err != nil {
-		return fmt.Errorf("volume %s: write: %w", v.Name(), err)
+		return fmt.Errorf("volume %s: write: %w", v.Name(), v.ended(err))
 	}
 	return nil
 }
