@@ -74,6 +74,7 @@ type Agent struct {
 	limit map[Task]*limiter
 	round chan struct{} // capacity 1: held by a round
 
+	leases  map[Task]time.Time                // of the round's holder: when they were taken
 	gc      map[metadata.NamespaceID]*gcState // of the round's holder
 	scrubs  map[metadata.OSDID]*scrubState
 	cursors map[cursorKey]metadata.ObjectID
@@ -108,6 +109,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		opts: o, log: o.Logger, round: make(chan struct{}, 1),
 		limit:   map[Task]*limiter{TaskRepair: newLimiter(o.BytesPerSecond), TaskScrub: newLimiter(o.BytesPerSecond)},
+		leases:  map[Task]time.Time{},
 		gc:      map[metadata.NamespaceID]*gcState{},
 		scrubs:  map[metadata.OSDID]*scrubState{},
 		cursors: map[cursorKey]metadata.ObjectID{},
@@ -206,12 +208,21 @@ func serving(o *metadata.OSD) bool {
 	return o.State == metadata.OSDClaimed || o.State == metadata.OSDDecommissioning
 }
 
-// lease takes or renews the lease of a task; false when another agent has it.
+// lease takes or renews the lease of a task; false when another agent has it. A lease that
+// is not yet a third over is not renewed: each renewal is a commit of the ABM.
 func (a *Agent) lease(ctx context.Context, t Task) bool {
+	if taken, ok := a.leases[t]; ok && time.Since(taken) < a.opts.Lease/3 {
+		return true
+	}
+	delete(a.leases, t)
+	asked := time.Now()
 	cur, err := a.opts.ABM.TakeLease(ctx, "maintenance/"+string(t), a.opts.Name, a.opts.Lease)
 	if err != nil {
 		a.log.Warn("lease not taken", "task", t, "err", err)
 		return false
+	}
+	if cur == a.opts.Name {
+		a.leases[t] = asked
 	}
 	return cur == a.opts.Name
 }
