@@ -23,17 +23,22 @@ type request struct {
 	link *request
 }
 
-var requests = sync.Pool{New: func() any { return &request{wake: make(chan struct{}, 1)} }}
+// requestPool recycles requests. Each Pool has one: their channels must not get from one
+// test's bubble into another's.
+type requestPool struct{ p sync.Pool }
 
-func takeRequest(ops []Op) *request {
-	r := requests.Get().(*request)
+func (q *requestPool) take(ops []Op) *request {
+	r, ok := q.p.Get().(*request)
+	if !ok {
+		r = &request{wake: make(chan struct{}, 1)}
+	}
 	r.ops = ops
 	return r
 }
 
-func giveRequest(r *request) {
+func (q *requestPool) give(r *request) {
 	*r = request{wake: r.wake}
-	requests.Put(r)
+	q.p.Put(r)
 }
 
 // cost is an upper bound of what the ops take in the log, in bytes, but for the header of a
@@ -87,8 +92,8 @@ func (b *Buffer) Append(ctx context.Context, ops []Op) error {
 	if err := b.pool.reserve(ctx, b, n); err != nil {
 		return err
 	}
-	r := takeRequest(ops)
-	defer giveRequest(r)
+	r := b.pool.requests.take(ops)
+	defer b.pool.requests.give(r)
 	b.submit(r)
 	if r.err != nil && errors.Is(r.err, syscall.ENOSPC) {
 		b.awaitSpace(ctx, r)
@@ -108,7 +113,7 @@ func (b *Buffer) TryAppend(ops []Op) (done bool, err error) {
 	if !b.pool.tryReserve(n) {
 		return false, nil
 	}
-	r := takeRequest(ops)
+	r := b.pool.requests.take(ops)
 	b.submit(r)
 	err = r.err
 	if err != nil && r.next == 0 && r.part == 0 && errors.Is(err, syscall.ENOSPC) {
@@ -116,7 +121,7 @@ func (b *Buffer) TryAppend(ops []Op) (done bool, err error) {
 	} else {
 		done = true
 	}
-	giveRequest(r)
+	b.pool.requests.give(r)
 	b.pool.settle(-n)
 	return done, err
 }
@@ -136,8 +141,8 @@ func (b *Buffer) exclusive(ctx context.Context, do func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	r := takeRequest(nil)
-	defer giveRequest(r)
+	r := b.pool.requests.take(nil)
+	defer b.pool.requests.give(r)
 	r.do = do
 	b.submit(r)
 	return r.err

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"sync"
+	"syscall"
 	"testing"
 
 	"scoria/internal/vfs"
@@ -344,4 +345,94 @@ func TestGap(t *testing.T) {
 	if _, rec, _ := reopen(t, opts); rec.LastSeq != 999 || rec.FirstSeq != 1000 {
 		t.Errorf("recovery %+v", rec)
 	}
+}
+
+// opens counts the files that are open.
+type opens struct{ now, most int }
+
+func (o *opens) hook(mu *sync.Mutex) vfs.Hook {
+	return func(c vfs.Call) error {
+		mu.Lock()
+		defer mu.Unlock()
+		switch c.Op {
+		case vfs.OpOpen, vfs.OpCreate:
+			o.now++
+			o.most = max(o.most, o.now)
+		case vfs.OpClose:
+			o.now--
+		}
+		return nil
+	}
+}
+
+// Few files are open at once however many segments are read, and none after Close.
+func TestFilesAreBounded(t *testing.T) {
+	ctx := t.Context()
+	var (
+		mu    sync.Mutex
+		count opens
+	)
+	disk := vfs.NewFaulty(vfs.NewMem(vfs.MemOptions{}), count.hook(&mu))
+	pool := newTestPool(t, PoolOptions{MaxFiles: 4, MemoryBytes: -1})
+	j := new(journal)
+	opts := testOptions(disk, pool, j)
+	b := create(t, opts)
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 40 {
+		if err := b.Append(ctx, []Op{write(r, r.Uint64N(100), 16)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	for g := range uint64(4) {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(g, 1))
+			all := j.list()
+			for range 300 {
+				i := r.IntN(len(all))
+				checkData(t, b, all[i:i+1])
+			}
+		})
+	}
+	wg.Wait()
+	if err := b.Append(ctx, []Op{write(r, 1, 2), clearOp(1, 1)}); err != nil { // unsynced, open
+		t.Fatal(err)
+	}
+	closeBuffer(t, b)
+	if count.now != 0 {
+		t.Errorf("%d files are open after Close", count.now)
+	}
+	if limit := 4 + 4*2 + 2; count.most > limit {
+		t.Errorf("%d files were open at once, want ≤ %d", count.most, limit)
+	}
+	b, _, _ = reopen(t, opts)
+	checkData(t, b, j.list())
+	closeBuffer(t, b)
+	if count.now != 0 {
+		t.Errorf("%d files are open after the second Close", count.now)
+	}
+}
+
+// A file system that refuses O_DIRECT writes gets plain ones.
+func TestDirectRefused(t *testing.T) {
+	disk := vfs.NewFaulty(vfs.NewMem(vfs.MemOptions{}), nil)
+	j := new(journal)
+	opts := testOptions(disk, newTestPool(t, PoolOptions{}), j)
+	b := create(t, opts)
+	r := rand.New(rand.NewPCG(1, 1))
+	refused := 0
+	disk.SetHook(func(c vfs.Call) error {
+		if c.Op == vfs.OpWrite && refused == 0 {
+			refused++
+			return syscall.EINVAL
+		}
+		return nil
+	})
+	if err := b.Append(t.Context(), []Op{write(r, 1, 5), write(r, 9, 5)}); err != nil || refused != 1 {
+		t.Fatalf("%v, %d refused", err, refused)
+	}
+	checkData(t, b, j.list())
 }

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"scoria/internal/vfs"
@@ -132,7 +134,7 @@ func checkRecovery(t *testing.T, fsys vfs.FS, pool *Pool, o owner, want []Entry,
 func TestCrashEverywhere(t *testing.T) {
 	seeds, steps, stride := uint64(3), 40, int64(1)
 	if os.Getenv("SCORIA_STRESS") != "" {
-		seeds, steps = 60, 120
+		seeds, steps = 12, 120
 	} else if testing.Short() {
 		stride = 5
 	}
@@ -144,6 +146,10 @@ func TestCrashEverywhere(t *testing.T) {
 		}
 		want := complete.list()
 		points := int64(0)
+		stride := stride
+		if seed > 0 && os.Getenv("SCORIA_STRESS") == "" {
+			stride *= 4 // the first seed tries every point
+		}
 		for k := int64(1); ; k += stride {
 			mem := vfs.NewMem(vfs.MemOptions{Journal: seed%2 == 1})
 			r := rand.New(rand.NewPCG(seed, uint64(k)))
@@ -430,5 +436,78 @@ func TestStaleRemains(t *testing.T) {
 	checkPrefix(t, j2.list(), j.list(), 0, 1)
 	if len(j2.list()) != 1 || rec.CutBytes == 0 || j2.list()[0].Kind != tlog.Write {
 		t.Fatalf("%+v, records %+v", rec, j2.list())
+	}
+}
+
+// TestCrashUnderLoad ends the machine while many append and sync at once.
+func TestCrashUnderLoad(t *testing.T) {
+	pool := newTestPool(t, PoolOptions{})
+	for seed := range uint64(12) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		mem := vfs.NewMem(vfs.MemOptions{})
+		c := vfs.FailAt(int64(20+r.IntN(150)), vfs.ErrCrashed)
+		disk := vfs.NewFaulty(mem, c.Hook)
+		j := new(journal)
+		opts := testOptions(disk, pool, j)
+		b, err := Create(context.Background(), opts, 1) // its Close will meet the crash
+		if err != nil {
+			t.Fatal(err)
+		}
+		var (
+			wg            sync.WaitGroup
+			acked, synced atomic.Uint64
+		)
+		raise := func(a *atomic.Uint64, n uint64) {
+			for {
+				if old := a.Load(); n <= old || a.CompareAndSwap(old, n) {
+					return
+				}
+			}
+		}
+		for g := range uint64(6) {
+			wg.Go(func() {
+				r := rand.New(rand.NewPCG(seed, g))
+				for !disk.Crashed() {
+					ops := randomOps(r, 3, 9)
+					if err := b.Append(context.Background(), ops); err != nil {
+						if !errors.Is(err, vfs.ErrCrashed) {
+							t.Errorf("append: %v", err)
+						}
+						return
+					}
+					last := ops[len(ops)-1].Seq
+					raise(&acked, last)
+					if r.IntN(4) == 0 && b.Sync(context.Background()) == nil {
+						raise(&synced, last)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		disk.Crash()
+		_ = b.Close() // the disk is gone
+		applied := j.list()
+		for _, mode := range vfs.Modes() {
+			opts.FS, opts.Epoch = mem.Crash(r, mode), 2
+			b, _, j2, err := tryOpen(opts)
+			if err != nil {
+				t.Fatalf("seed %d, %v: %v", seed, mode, err)
+			}
+			got := j2.list()
+			for i := range min(len(got), len(applied)) {
+				if !equal(got[i], applied[i]) {
+					t.Fatalf("seed %d, %v: record %+v was applied as %+v", seed, mode, got[i], applied[i])
+				}
+			}
+			least := synced.Load()
+			if mode == vfs.CrashKept {
+				least = max(acked.Load(), uint64(len(applied)))
+			}
+			if uint64(len(got)) < least {
+				t.Fatalf("seed %d, %v: %d records came back, %d were promised", seed, mode, len(got), least)
+			}
+			checkData(t, b, got)
+			closeBuffer(t, b)
+		}
 	}
 }

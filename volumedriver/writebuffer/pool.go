@@ -3,6 +3,7 @@ package writebuffer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -34,11 +35,11 @@ type PoolStats struct {
 	PaceRate             float64 // bytes/s that writers get now; 0: not paced
 	Buffers              int
 
-	Waits      uint64        // reservations that had to wait
-	WaitTime   time.Duration // sum of their waits
-	LongestMax time.Duration // longest of them
-	Evicted    uint64        // segments
-	EvictFails uint64        // segments whose removal failed (tried again)
+	Waits       uint64        // reservations that had to wait
+	WaitTime    time.Duration // sum of their waits
+	LongestWait time.Duration // longest of them
+	Evicted     uint64        // segments
+	EvictFails  uint64        // segments whose removal failed (tried again)
 }
 
 // Pool bounds what the logs of a gateway's volumes take together. It is safe for
@@ -47,10 +48,13 @@ type Pool struct {
 	opts  PoolOptions
 	soft  int64
 	files fileCache
-	kick  chan struct{} // capacity 1: the governor has something to do
-	stop  chan struct{}
-	done  chan struct{}
-	once  sync.Once
+
+	requests requestPool
+
+	kick chan struct{} // capacity 1: the governor has something to do
+	stop chan struct{}
+	done chan struct{}
+	once sync.Once
 
 	mu struct {
 		sync.Mutex
@@ -81,6 +85,7 @@ type evictable struct {
 type waiter struct {
 	n       int64
 	granted chan struct{}
+	err     error // set before granted is closed: refused
 }
 
 // NewPool returns a running Pool.
@@ -149,14 +154,14 @@ func (p *Pool) register(b *Buffer) error {
 func (p *Pool) unregister(b *Buffer) {
 	p.mu.Lock()
 	delete(p.mu.buffers, b)
-	kept := p.mu.cached[:0]
-	for _, e := range p.mu.cached {
-		if e.b != b {
-			kept = append(kept, e)
-		}
+	for _, w := range b.waiters {
+		w.err = ErrClosed
+		close(w.granted)
 	}
-	clear(p.mu.cached[len(kept):])
-	p.mu.cached = kept
+	p.mu.waiting -= len(b.waiters)
+	b.waiters = nil
+	p.mu.ring = slices.DeleteFunc(p.mu.ring, func(o *Buffer) bool { return o == b })
+	p.mu.cached = slices.DeleteFunc(p.mu.cached, func(e evictable) bool { return e.b == b })
 	p.mu.Unlock()
 	p.wake()
 }
@@ -193,9 +198,9 @@ func (p *Pool) reserve(ctx context.Context, b *Buffer, n int64) error {
 	}
 	w := &waiter{n: n, granted: make(chan struct{})}
 	p.mu.Lock()
-	if p.mu.closed {
+	if _, open := p.mu.buffers[b]; p.mu.closed || !open {
 		p.mu.Unlock()
-		return fmt.Errorf("write buffer pool: %w", ErrClosed)
+		return fmt.Errorf("write buffer %s: %w", b.opts.Dir, ErrClosed)
 	}
 	if len(b.waiters) == 0 {
 		p.mu.ring = append(p.mu.ring, b)
@@ -208,6 +213,7 @@ func (p *Pool) reserve(ctx context.Context, b *Buffer, n int64) error {
 	var err error
 	select {
 	case <-w.granted:
+		err = w.err
 	case <-ctx.Done():
 		err = p.cancel(b, w, ctx.Err())
 	case <-p.stop:
@@ -217,7 +223,7 @@ func (p *Pool) reserve(ctx context.Context, b *Buffer, n int64) error {
 	p.mu.Lock()
 	p.mu.stats.Waits++
 	p.mu.stats.WaitTime += waited
-	p.mu.stats.LongestMax = max(p.mu.stats.LongestMax, waited)
+	p.mu.stats.LongestWait = max(p.mu.stats.LongestWait, waited)
 	p.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("write buffer %s: waiting for %d bytes of room: %w", b.opts.Dir, n, err)
@@ -234,12 +240,7 @@ func (p *Pool) cancel(b *Buffer, w *waiter, err error) error {
 			b.waiters = append(b.waiters[:i], b.waiters[i+1:]...)
 			p.mu.waiting--
 			if len(b.waiters) == 0 {
-				for j, r := range p.mu.ring {
-					if r == b {
-						p.mu.ring = append(p.mu.ring[:j], p.mu.ring[j+1:]...)
-						break
-					}
-				}
+				p.mu.ring = slices.DeleteFunc(p.mu.ring, func(o *Buffer) bool { return o == b })
 			}
 			return err
 		}

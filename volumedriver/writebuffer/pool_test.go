@@ -276,6 +276,39 @@ func TestFullFileSystem(t *testing.T) {
 	})
 }
 
+// Close refuses those that wait for room.
+func TestCloseWakesWaiters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := newTestPool(t, PoolOptions{HardBytes: 1 << 18, MemoryBytes: -1})
+		b := create(t, testOptions(vfs.NewMem(vfs.MemOptions{}), pool, new(journal)))
+		ops := []Op{write(rand.New(rand.NewPCG(1, 1)), 1, 8)}
+		for {
+			if done, err := b.TryAppend(ops); err != nil {
+				t.Fatal(err)
+			} else if !done {
+				break
+			}
+		}
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				if err := b.Append(t.Context(), []Op{clearOp(1, 1), write(rand.New(rand.NewPCG(1, 1)), 1, 8)}); !errors.Is(err, ErrClosed) {
+					t.Errorf("append: %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		if s := pool.Stats(); s.Waiting != 3 {
+			t.Fatalf("%d wait", s.Waiting)
+		}
+		closeBuffer(t, b)
+		wg.Wait()
+		if s := pool.Stats(); s.Waiting != 0 || s.TotalBytes != 0 || s.DirtyBytes != 0 {
+			t.Fatalf("after close: %+v", s)
+		}
+	})
+}
+
 // Many volumes with little in their open SCOs fill the pool: they are asked to drain.
 func TestPressure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
