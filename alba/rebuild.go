@@ -45,7 +45,8 @@ type gather struct {
 	off    uint64
 	n      int
 	shards [][]byte
-	lost   int // fragments that will never come
+	bufs   []*codec.Buf // memory of the shards; a straggler's is left to the collector
+	lost   int          // fragments that will never come
 	errs   []error
 }
 
@@ -68,7 +69,7 @@ func (g *gather) rebuild(ctx context.Context, n int) error {
 
 type gathered struct {
 	frag int
-	buf  []byte
+	buf  *codec.Buf
 	err  error
 }
 
@@ -77,6 +78,12 @@ type gathered struct {
 func (g *gather) step(ctx context.Context, at int) error {
 	k := g.p.o.Policy.K
 	g.shards, g.lost, g.errs = make([][]byte, g.p.o.total), 0, nil
+	defer func() {
+		for _, b := range g.bufs {
+			b.Free()
+		}
+		g.bufs = nil
+	}()
 	dst := make([][]byte, len(g.dst))
 	for i, d := range g.dst {
 		if d != nil {
@@ -179,7 +186,8 @@ func (g *gather) read(ctx context.Context, order []int, k int, all bool) error {
 				launch()
 				continue
 			}
-			g.shards[r.frag] = r.buf
+			g.shards[r.frag] = r.buf.B
+			g.bufs = append(g.bufs, r.buf)
 			have++
 		case <-tick.C:
 			launch()
@@ -248,7 +256,8 @@ func (g *gather) one(ctx context.Context, i int, off uint64, n int) gathered {
 		return out
 	}
 	key := FragmentKey{g.p.sp.id, g.p.o.ObjectID, uint16(g.p.chunk), uint8(i), f.Version}
-	reads := []osd.Read{{Key: key.Bytes(KeyData), Off: off, Buf: make([]byte, n)}}
+	buf := g.c.codec.Buffers().Get(n)
+	reads := []osd.Read{{Key: key.Bytes(KeyData), Off: off, Buf: buf.B}}
 	started := time.Now()
 	err = api.Read(ctx, reads)
 	g.c.stats.osdReads.Add(1)
@@ -265,7 +274,7 @@ func (g *gather) one(ctx context.Context, i int, off uint64, n int) gathered {
 	default:
 		k.succeeded(time.Since(started))
 		g.c.stats.osdReadBytes.Add(uint64(n))
-		out.buf = reads[0].Buf
+		out.buf = buf
 	}
 	return out
 }

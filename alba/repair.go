@@ -60,6 +60,10 @@ func (c *Client) Repair(ctx context.Context, ns metadata.NamespaceID, m *metadat
 	if err != nil {
 		return res, border(err)
 	}
+	if !c.repairs.begin(o.ObjectID) {
+		return res, metadata.Errorf(metadata.KindAssertFailed, "object %q (%v) is being repaired already", o.Name, o.ObjectID)
+	}
+	defer c.repairs.end(o.ObjectID)
 	j := &repair{c: c, sp: sp, o: o, opts: opts, epoch: epoch, next: clonePlaces(m)}
 	j.next.Version++
 	for i := range o.Chunks {
@@ -232,6 +236,7 @@ func (j *repair) write(ctx context.Context, chunk int, need []int, targets []met
 		})
 	}
 	wg.Wait()
+	before := len(j.tags)
 	for n, i := range need {
 		f := &j.next.Chunks[chunk].Fragments[i]
 		if errs[n] != nil {
@@ -247,10 +252,23 @@ func (j *repair) write(ctx context.Context, chunk int, need []int, targets []met
 		res.Written++
 		res.Bytes += uint64(ch.FragmentLen)
 	}
-	if res.Written == 0 {
+	if len(j.tags) == before && allAsserts(errs) {
+		// Another repair is at it, or has died at it: then garbage collection clears the way.
+		return metadata.Errorf(metadata.KindAssertFailed, "fragments of version %d are there already: another repair is under way or has left them", j.next.Version)
+	}
+	if len(j.tags) == before {
 		return fmt.Errorf("no fragment could be stored: %w: %w", ErrUnavailable, errors.Join(errs...))
 	}
 	return nil
+}
+
+func allAsserts(errs []error) bool {
+	for _, err := range errs {
+		if !errors.Is(err, osd.ErrAssertFailed) {
+			return false
+		}
+	}
+	return true
 }
 
 // rebuild fills the buffers of the needed fragments: read from where they are when that
@@ -302,7 +320,8 @@ func (j *repair) readWhole(ctx context.Context, chunk, frag int, buf []byte) err
 		if r.err != nil {
 			return r.err
 		}
-		copy(buf[at:end], r.buf)
+		copy(buf[at:end], r.buf.B)
+		r.buf.Free()
 	}
 	return nil
 }
@@ -312,8 +331,26 @@ type repairQueue struct {
 	ids chan metadata.ObjectID
 	mu  struct {
 		sync.Mutex
-		jobs map[metadata.ObjectID]*repairJob
+		jobs   map[metadata.ObjectID]*repairJob
+		active map[metadata.ObjectID]bool // being repaired by anybody in this process
 	}
+}
+
+// begin claims an object for a repair; false when it is being repaired.
+func (q *repairQueue) begin(id metadata.ObjectID) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.mu.active[id] {
+		return false
+	}
+	q.mu.active[id] = true
+	return true
+}
+
+func (q *repairQueue) end(id metadata.ObjectID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.mu.active, id)
 }
 
 type repairJob struct {
@@ -325,6 +362,7 @@ type repairJob struct {
 func (q *repairQueue) init(limit int) {
 	q.ids = make(chan metadata.ObjectID, limit)
 	q.mu.jobs = map[metadata.ObjectID]*repairJob{}
+	q.mu.active = map[metadata.ObjectID]bool{}
 }
 
 // queueRepair notes a fragment that a read has found missing or damaged.
@@ -358,7 +396,7 @@ func (c *Client) repairLoop(ctx context.Context) {
 			job := c.repairs.mu.jobs[id]
 			delete(c.repairs.mu.jobs, id)
 			c.repairs.mu.Unlock()
-			if err := c.repairNow(ctx, id, job); err != nil && ctx.Err() == nil {
+			if err := c.repairNow(ctx, id, job); err != nil && ctx.Err() == nil && !errors.Is(err, metadata.ErrAssertFailed) {
 				c.opts.Logger.Warn("repair after a bad read failed", "object", job.name, "err", err)
 			}
 		}
