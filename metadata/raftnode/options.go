@@ -59,7 +59,8 @@ type Options struct {
 	Peers     []Peer
 
 	// Heartbeat is the time without a leader after which followers elect another. Default
-	// 1 s; Solo 50 ms.
+	// 1 s. A solo node elects itself at once when it starts, and within twice this after its
+	// log could not be written (a full disk).
 	Heartbeat time.Duration
 	// SnapshotBytes of commands since the last snapshot make the next one. Default: as many
 	// as the state has, within 16 MiB..64 MiB.
@@ -100,9 +101,6 @@ func (o *Options) ensureDefaults() error {
 	o.Logger = o.Logger.With("node", o.ID, "kind", o.Machine.Kind())
 	if o.Heartbeat <= 0 {
 		o.Heartbeat = time.Second
-		if o.Solo {
-			o.Heartbeat = 50 * time.Millisecond
-		}
 	}
 	if o.TrailingLogs == 0 {
 		o.TrailingLogs = 8192
