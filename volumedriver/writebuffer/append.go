@@ -104,7 +104,7 @@ func (b *Buffer) Append(ctx context.Context, ops []Op) error {
 
 // TryAppend is Append if it has to wait for nothing but the local disk. done is false, and
 // nothing has been appended, when the Pool asks for pacing or is full or the file
-// system is: call Append then.
+// system is: call Append then. ENOSPC after a part was appended is done, with that error.
 func (b *Buffer) TryAppend(ops []Op) (done bool, err error) {
 	if err := b.check(ops); err != nil || len(ops) == 0 {
 		return true, err

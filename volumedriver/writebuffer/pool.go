@@ -179,7 +179,7 @@ func (p *Pool) admitLocked(n int64) bool {
 	return true
 }
 
-// tryReserve takes n bytes for a write of b if nobody has to wait for it.
+// tryReserve takes n bytes if there is room at once and nobody waits for it.
 func (p *Pool) tryReserve(n int64) bool {
 	p.mu.Lock()
 	ok := len(p.mu.ring) == 0 && p.admitLocked(n)
