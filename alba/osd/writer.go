@@ -136,11 +136,16 @@ type overlay struct {
 	keys map[string]pending
 }
 
-func (o *overlay) get(key []byte) (p pending, ok bool) {
+// check compares an assert with what is pending for its key; known is false when nothing is. It
+// compares under the lock: a value's memory is its caller's again once settle has passed.
+func (o *overlay) check(a *Assert) (known, exists, equal bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	p, ok = o.keys[string(key)]
-	return p, ok
+	p, ok := o.keys[string(a.Key)]
+	if !ok {
+		return false, false, false
+	}
+	return true, !p.deleted, a.Exists && !p.deleted && bytes.Equal(p.value, a.Value)
 }
 
 func (o *overlay) set(seq uint64, b *Batch) {
@@ -293,8 +298,9 @@ func (w *writer) commit(reqs []*request) {
 		w.seq++
 		s.space.inFlight.Add(g.header + int64(g.rec.Values))
 	}
-	s.written <- g
-	if g.err != nil {
+	failed := g.err != nil
+	s.written <- g // it is the syncer's now
+	if failed {
 		// The next group takes its sequence number, and the overlay may have forgotten what a
 		// group before it did to the same keys: go on when all are in the index.
 		w.drain()
@@ -330,11 +336,11 @@ func (w *writer) check(a *Assert) error {
 		s.stats.assertFailures.Add(1)
 		return fmt.Errorf("key %x %s: %w", a.Key, what, ErrAssertFailed)
 	}
-	if p, ok := s.over.get(a.Key); ok {
+	if known, exists, equal := s.over.check(a); known {
 		switch {
-		case p.deleted == a.Exists:
-			return fail(existence(!p.deleted))
-		case a.Exists && !bytes.Equal(p.value, a.Value):
+		case exists != a.Exists:
+			return fail(existence(exists))
+		case a.Exists && !equal:
 			return fail("has another value")
 		}
 		return nil
