@@ -48,13 +48,13 @@ func TestCrash(t *testing.T) {
 	runs := 0
 	for time.Now().Before(end) {
 		plan := volumetest.Plan{Seed: r.Uint64(), Rounds: 4, Steps: 150, Clusters: 256, Options: smallOptions(), Journal: r.IntN(2) == 0,
-			Loss: vfs.Modes()[r.IntN(4)], Wipe: r.IntN(5) == 0}
+			Loss: vfs.Modes()[r.IntN(4)], Wipe: r.IntN(5) == 0, CrashOpen: r.IntN(3) == 0}
 		switch r.IntN(5) {
 		case 0:
 		case 1, 2:
-			plan.CrashFS = 1 + r.Int64N(400)
+			plan.CrashFS = 1 + r.Int64N(1+r.Int64N(400))
 		default:
-			plan.CrashStore = 1 + r.Int64N(60)
+			plan.CrashStore = 1 + r.Int64N(1+r.Int64N(60))
 		}
 		t.Run(fmt.Sprintf("%d", runs), func(t *testing.T) { volumetest.Run(t, plan) })
 		if t.Failed() {
@@ -72,4 +72,25 @@ func stressTime(t *testing.T) time.Duration {
 	}
 	t.Log("SCORIA_STRESS is no duration; ten minutes it is")
 	return 10 * time.Minute
+}
+
+// TestCrashConcurrent does it under several writers.
+func TestCrashConcurrent(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 2))
+	budget := 4 * time.Second
+	if stress() {
+		budget = stressTime(t)
+	}
+	end := time.Now().Add(budget)
+	for n := 0; time.Now().Before(end) && !t.Failed(); n++ {
+		plan := volumetest.Plan{Seed: r.Uint64(), Steps: 120, Clusters: 256, Options: smallOptions(), Loss: vfs.Modes()[r.IntN(4)], Wipe: r.IntN(4) == 0}
+		if r.IntN(2) == 0 {
+			plan.CrashFS = 1 + r.Int64N(1500)
+		} else {
+			plan.CrashStore = 1 + r.Int64N(150)
+		}
+		volumetest.RunConcurrent(t, plan, 1+r.IntN(6))
+	}
 }

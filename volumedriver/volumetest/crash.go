@@ -30,6 +30,7 @@ type Plan struct {
 	CrashStore int64 // ... at this object store operation; 0: not by that
 	Loss       vfs.CrashMode
 	Wipe       bool
+	CrashOpen  bool // the moments are counted from the start of the gateway, recovery included
 	Journal    bool // the file system orders names as ext4 does
 	Options    volumedriver.Options
 }
@@ -90,15 +91,18 @@ func (w *world) describe() Plan {
 	return p
 }
 
-// start opens a driver on the world's disk.
-func (w *world) start(ctx context.Context) (*gateway, error) {
+// start opens a driver on the world's disk. With armed it may die at once.
+func (w *world) start(ctx context.Context, armed bool) (*gateway, error) {
 	g := &gateway{w: w, fs: vfs.NewFaulty(w.disk, nil), conn: w.store.Connect(), reg: w.reg.Connect()}
 	g.ctx, g.end = context.WithCancel(ctx)
+	if armed {
+		g.arm()
+	}
 	opts := w.plan.Options
 	opts.FS, opts.Dir, opts.Store, opts.Registry, opts.GatewayID = g.fs, "/gateway", g.conn, g.reg, "gw-1"
 	d, err := volumedriver.Open(ctx, opts)
 	if err != nil {
-		return nil, fmt.Errorf("open the driver: %w", err)
+		return g, fmt.Errorf("open the driver: %w", err)
 	}
 	g.d = d
 	return g, nil
@@ -152,35 +156,37 @@ func (g *gateway) kill(ctx context.Context) {
 	if g.h != nil {
 		_ = g.h.Close()
 	}
-	_ = g.d.Close(ctx) // everything fails: that is the point
+	if g.d != nil {
+		_ = g.d.Close(ctx) // everything fails: that is the point
+	}
 }
 
 // round: start, check what is there, work until death.
 func (w *world) round(ctx context.Context, round int, last bool) error {
-	g, err := w.start(ctx)
-	if err != nil {
-		return err
+	armed := w.plan.CrashOpen && round > 0 && !last
+	g, err := w.start(ctx, armed)
+	if err == nil && round == 0 {
+		_, err = g.d.Create(ctx, volumeName, w.model.Size(), "")
 	}
-	if round == 0 {
-		if _, err := g.d.Create(ctx, volumeName, w.model.Size(), ""); err != nil {
-			return err
-		}
+	if err == nil {
+		g.h, err = g.d.OpenVolume(g.ctx, volumeName)
 	}
-	if g.h, err = g.d.OpenVolume(ctx, volumeName); err != nil {
-		g.kill(ctx)
-		return err
+	if err == nil {
+		err = w.checkRecovered(g.ctx, g)
 	}
-	if err := w.checkRecovered(ctx, g); err != nil {
+	if err != nil && !(armed && g.dead.Load() && !errors.Is(err, errWrong)) {
 		g.kill(ctx)
 		return err
 	}
 	if last {
 		return w.finish(ctx, g)
 	}
-	g.arm()
+	if !armed {
+		g.arm()
+	}
 	for step := 0; step < w.plan.Steps && !g.dead.Load(); step++ {
 		if err := w.step(g.ctx, g); err != nil {
-			if g.dead.Load() {
+			if g.dead.Load() && !errors.Is(err, errWrong) {
 				break
 			}
 			g.kill(ctx)
@@ -194,6 +200,9 @@ func (w *world) round(ctx context.Context, round int, last bool) error {
 	}
 	return nil
 }
+
+// errWrong marks what no crash excuses: wrong data.
+var errWrong = errors.New("wrong data")
 
 // checkRecovered reads the whole volume and finds the state it is in, from which the model
 // goes on.
@@ -216,22 +225,17 @@ func (w *world) checkRecovered(ctx context.Context, g *gateway) error {
 		atLeast = max(w.flushed, w.drained)
 	}
 	if _, err := w.model.Prefix(content, atLeast); err != nil {
-		return fmt.Errorf("after the crash (acknowledged %d, flushed %d, drained %d): %w", w.acked, w.flushed, w.drained, err)
+		return fmt.Errorf("%w after the crash (acknowledged %d, flushed %d, drained %d): %w", errWrong, w.acked, w.flushed, w.drained, err)
 	}
-	w.model = NewModel(w.model.Size())
-	w.model.Write(0, content)
-	w.acked, w.flushed, w.drained = w.model.State(), w.model.State(), 0
-	if w.plan.Loss != vfs.CrashKept || w.plan.Wipe {
-		// What came back was durable or has become so by the recovery only if flushed.
-		if err := g.h.Flush(ctx); err != nil {
-			return err
-		}
-	}
-	// It counts as drained only after a drain: state 0 of the new model is unknown then.
+	// What came back is a new beginning once it is durable wherever it may have to come back
+	// from. Until then the next crash may show an older state again, but for the death of
+	// the process, which loses nothing.
 	if err := g.h.Drain(ctx, nil); err != nil {
 		return err
 	}
-	w.drained = w.model.State()
+	w.model = NewModel(w.model.Size())
+	w.model.Write(0, content)
+	w.acked, w.flushed, w.drained = w.model.State(), w.model.State(), w.model.State()
 	return nil
 }
 
@@ -258,7 +262,7 @@ func (w *world) finish(ctx context.Context, g *gateway) error {
 			w.disk = vfs.NewMem(vfs.MemOptions{})
 		}
 		var err error
-		if g, err = w.start(ctx); err != nil {
+		if g, err = w.start(ctx, false); err != nil {
 			return err
 		}
 		if g.h, err = g.d.OpenVolume(ctx, volumeName); err != nil {
@@ -385,7 +389,10 @@ func (w *world) read(ctx context.Context, g *gateway, off, length uint64) error 
 	if err != nil {
 		return err
 	}
-	return w.model.Check(off, p)
+	if err := w.model.Check(off, p); err != nil {
+		return fmt.Errorf("%w: %w", errWrong, err)
+	}
+	return nil
 }
 
 // reopen closes the driver cleanly and starts it again on the same disk.

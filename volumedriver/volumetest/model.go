@@ -114,19 +114,25 @@ func (m *Model) Prefix(content []byte, minState int) (int, error) {
 			match[to+1]--
 		})
 	}
-	best, bestAt := -1, 0
+	best, bestAt, partly := -1, 0, -1
 	sum := 0
 	for k := 0; k <= m.State(); k++ {
 		sum += match[k]
 		if k < minState {
 			continue
 		}
-		if sum == len(m.versions) || m.partial(content, k, len(m.versions)-sum) {
+		if sum == len(m.versions) {
 			return k, nil
+		}
+		if partly < 0 && m.partial(content, k, len(m.versions)-sum) {
+			partly = k
 		}
 		if sum > best {
 			best, bestAt = sum, k
 		}
+	}
+	if partly >= 0 {
+		return partly, nil
 	}
 	return 0, fmt.Errorf("no state from %d to %d fits; state %d fits best, with %d of %d clusters: %s",
 		minState, m.State(), bestAt, best, len(m.versions), m.explain(content, bestAt))

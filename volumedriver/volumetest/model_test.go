@@ -22,8 +22,10 @@ func TestModelPrefix(t *testing.T) {
 	m.Write(8*clusterSize, filled(3, 3*clusterSize))
 	snap()
 	for k, s := range states {
-		if got, err := m.Prefix(s, k); err != nil || got != k {
-			t.Errorf("state %d: found %d, %v", k, got, err)
+		for _, from := range []int{0, k} {
+			if got, err := m.Prefix(s, from); err != nil || got != k {
+				t.Errorf("state %d: found %d, %v", k, got, err)
+			}
 		}
 		if k < m.State() {
 			if _, err := m.Prefix(s, k+1); err == nil {
