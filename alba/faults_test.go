@@ -229,7 +229,9 @@ func TestPutWithFailingDisks(t *testing.T) {
 }
 
 func TestLateFragmentIsAdded(t *testing.T) {
-	cl := albatest.New(t, albatest.Config{Client: fast()})
+	o := fast()
+	o.WriteTimeout = time.Minute
+	cl := albatest.New(t, albatest.Config{Client: o})
 	ns := cl.Namespace("v")
 	cl.OSD(3).SetHang(osdtest.OpApply, true)
 	want := data(1, 1<<20)

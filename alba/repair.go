@@ -55,16 +55,11 @@ func (c *Client) Repair(ctx context.Context, ns metadata.NamespaceID, m *metadat
 	if err := c.disks.fresh(ctx, c.opts.OSDRefresh); err != nil {
 		return res, border(err)
 	}
-	// The newest epoch: what is written under one that closes meanwhile is in the way until it is collected.
-	_, epoch, err := c.terms(ctx, sp, 0)
-	if err != nil {
-		return res, border(err)
-	}
 	if !c.repairs.begin(o.ObjectID) {
 		return res, metadata.Errorf(metadata.KindAssertFailed, "object %q (%v) is being repaired already", o.Name, o.ObjectID)
 	}
 	defer c.repairs.end(o.ObjectID)
-	j := &repair{c: c, sp: sp, o: o, opts: opts, epoch: epoch, next: clonePlaces(m)}
+	j := &repair{c: c, sp: sp, o: o, opts: opts, next: clonePlaces(m)}
 	j.next.Version++
 	for i := range o.Chunks {
 		if err := j.chunk(ctx, i, &res); err != nil {
@@ -74,7 +69,7 @@ func (c *Client) Repair(ctx context.Context, ns metadata.NamespaceID, m *metadat
 	if !j.changed {
 		return res, nil
 	}
-	err = sp.api.UpdateManifest(ctx, ns, j.next, epoch)
+	err = sp.api.UpdateManifest(ctx, ns, j.next, j.epoch)
 	if errors.Is(err, metadata.ErrStaleGCEpoch) {
 		sp.expire()
 	}
@@ -102,7 +97,7 @@ type repair struct {
 	sp      *space
 	o       *object
 	opts    RepairOptions
-	epoch   metadata.GCEpoch
+	epoch   metadata.GCEpoch // 0 until something is written
 	next    *metadata.Manifest
 	changed bool
 	tags    []stored
@@ -198,6 +193,13 @@ func (j *repair) assertReadable(verdicts []verdict) error {
 
 // write rebuilds the needed fragments and stores them on the targets.
 func (j *repair) write(ctx context.Context, chunk int, need []int, targets []metadata.OSDID, verdicts []verdict, res *RepairResult) error {
+	if j.epoch == 0 {
+		// The newest one: what is written under an epoch that closes meanwhile is in the way until it is collected.
+		var err error
+		if _, j.epoch, err = j.c.terms(ctx, j.sp, 0); err != nil {
+			return err
+		}
+	}
 	ch := &j.o.Chunks[chunk]
 	mem := min(int64(len(need))*int64(ch.FragmentLen), j.c.opts.UploadBytes)
 	if err := j.c.uploads.Acquire(ctx, mem); err != nil {

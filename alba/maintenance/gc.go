@@ -62,6 +62,12 @@ func (a *Agent) collectNamespace(ctx context.Context, w *world, api nsm.API, ns 
 		if !w.force && time.Since(st.swept) < a.opts.GCInterval {
 			return nil
 		}
+		if found, err := a.anyTag(ctx, w, ns); err != nil || !found {
+			if err == nil { // nothing to find: an idle namespace costs no commits
+				st.swept = time.Now()
+			}
+			return err
+		}
 		_, next, err := api.GCEpochs(ctx, ns, nsm.GCOp{Open: true})
 		if err != nil {
 			return fmt.Errorf("open a GC epoch: %w", err)
@@ -95,6 +101,29 @@ func (a *Agent) collectNamespace(ctx context.Context, w *world, api nsm.API, ns 
 		st.epoch, st.swept = 0, time.Now()
 	}
 	return errors.Join(errs...)
+}
+
+// anyTag tells whether any OSD that answers has a tag of the namespace.
+func (a *Agent) anyTag(ctx context.Context, w *world, ns metadata.NamespaceID) (bool, error) {
+	from, to := alba.NamespaceRange(alba.KeyTag, ns)
+	var errs []error
+	for i := range w.osds {
+		o := &w.osds[i]
+		if !serving(o) || a.suspect(o) {
+			continue
+		}
+		disk, err := a.opts.Client.OSD(ctx, o.ID)
+		if err == nil {
+			var items []osd.Item
+			if items, err = disk.List(ctx, from, to, 1); len(items) > 0 {
+				return true, nil
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("OSD %d: %w", o.ID, err))
+		}
+	}
+	return false, errors.Join(errs...)
 }
 
 // sweep looks at the tags of an OSD with epochs below before.

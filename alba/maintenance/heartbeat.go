@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"scoria/alba/osd"
 	"scoria/metadata"
 )
 
@@ -58,6 +59,9 @@ func (a *Agent) beat(ctx context.Context, o *metadata.OSD) (err error, foreign b
 		return nil, true
 	}
 	now := time.Now().UTC()
+	if info.Failed == "" && !a.worthTelling(o, info, now) {
+		return nil, false
+	}
 	seen := metadata.OSD{UUID: o.UUID, Node: o.Node, Addr: o.Addr, Capacity: info.Capacity, Used: info.Used, Full: info.Full, LastSeen: now}
 	if info.Failed != "" {
 		seen.LastError, seen.ErrorText, seen.Full = now, info.Failed[:min(len(info.Failed), 200)], true
@@ -68,6 +72,19 @@ func (a *Agent) beat(ctx context.Context, o *metadata.OSD) (err error, foreign b
 	o.LastSeen = now
 	a.update(TaskHeartbeat, func(s *TaskStatus) { s.Done++ })
 	return nil, false
+}
+
+// reportEvery is how old the ABM's word of a healthy OSD may get. Each report is a commit.
+const reportEvery = time.Minute
+
+// worthTelling tells whether an OSD's record is old, or wrong by more than a little.
+func (a *Agent) worthTelling(o *metadata.OSD, info osd.Info, now time.Time) bool {
+	every := reportEvery
+	if a.opts.RepairAfter > 0 {
+		every = min(every, a.opts.RepairAfter/3)
+	}
+	diff := max(o.Used, info.Used) - min(o.Used, info.Used)
+	return now.Sub(o.LastSeen) > every || o.Full != info.Full || o.Capacity != info.Capacity || diff > info.Capacity/256
 }
 
 // silent notes an OSD that does not answer. That is not an error of the task: repair acts

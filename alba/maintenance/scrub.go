@@ -32,25 +32,20 @@ func (a *Agent) scrub(ctx context.Context, w *world) error {
 	if a.opts.ScrubInterval < 0 && !w.force {
 		return nil
 	}
-	infos, errs := a.infos(ctx, w)
-	left := uint64(0)
+	var due []*metadata.OSD
 	for i := range w.osds {
 		o := &w.osds[i]
-		if !serving(o) || a.suspect(o) {
-			continue
+		if serving(o) && !a.suspect(o) && a.scrubDue(w, o) {
+			due = append(due, o)
 		}
+	}
+	if len(due) == 0 {
+		return nil
+	}
+	infos, errs := a.infos(ctx, w)
+	left := uint64(0)
+	for _, o := range due {
 		st := a.scrubs[o.ID]
-		if st == nil {
-			// The first scrub after a start comes at a time of its own within the interval.
-			st = &scrubState{finished: time.Now().Add(-a.opts.ScrubInterval / 16 * time.Duration(o.ID%16))}
-			a.scrubs[o.ID] = st
-		}
-		if !st.running {
-			if !w.force && time.Since(st.finished) < a.opts.ScrubInterval {
-				continue
-			}
-			st.running, st.started, st.from = true, time.Now(), []byte{byte(alba.KeyData)}
-		}
 		if err := a.scrubOSD(ctx, w, infos, o, st); err != nil {
 			errs = append(errs, fmt.Errorf("OSD %d: %w", o.ID, err))
 		}
@@ -63,6 +58,23 @@ func (a *Agent) scrub(ctx context.Context, w *world) error {
 	}
 	a.update(TaskScrub, func(s *TaskStatus) { s.Left = left })
 	return errors.Join(errs...)
+}
+
+// scrubDue tells whether an OSD is being scrubbed, and starts what is due.
+func (a *Agent) scrubDue(w *world, o *metadata.OSD) bool {
+	st := a.scrubs[o.ID]
+	if st == nil {
+		// The first scrub after a start comes at a time of its own within the interval.
+		st = &scrubState{finished: time.Now().Add(-a.opts.ScrubInterval / 16 * time.Duration(o.ID%16))}
+		a.scrubs[o.ID] = st
+	}
+	if !st.running {
+		if !w.force && time.Since(st.finished) < a.opts.ScrubInterval {
+			return false
+		}
+		st.running, st.started, st.from = true, time.Now(), []byte{byte(alba.KeyData)}
+	}
+	return true
 }
 
 func (a *Agent) scrubOSD(ctx context.Context, w *world, infos []spaceInfo, o *metadata.OSD, st *scrubState) error {
