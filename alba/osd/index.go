@@ -90,6 +90,7 @@ func openIndex(dir string, fsys *indexFS, shared *Shared, log *slog.Logger, fata
 		FS:                          fsys,
 		Logger:                      pebbleLogger{log, fatal},
 		DisableWAL:                  true, // the data log is the log
+		DisableTableStats:           true, // on a disk that cannot be read their collection spins
 		FormatMajorVersion:          pebbleFormat,
 		MemTableSize:                1 << 20,
 		MemTableStopWritesThreshold: 4,

@@ -114,7 +114,7 @@ func (s *Store) pass(all bool) {
 		s.upkeep.log.Add(-logged)
 		err = s.reap(snap, full)
 	}
-	if err = errors.Join(err, snap.Close()); err != nil {
+	if err = errors.Join(err, s.index.fs.guard(snap.Close)); err != nil {
 		s.log.Warn("osd upkeep", "err", err)
 	}
 	s.space.refresh()
