@@ -36,6 +36,7 @@ type Node struct {
 	logs      *raftboltdb.BoltStore
 	raft      *raft.Raft
 	transport raft.Transport
+	stopRaft  func() error // ends Raft and closes the transport; waits, also when called again
 
 	applying      chan struct{} // a slot per command under way
 	readyTerm     atomic.Uint64 // term in which this leader is known to have applied all of the past
@@ -114,6 +115,8 @@ func (n *Node) start() (err error) {
 	if n.raft, err = raft.NewRaft(cfg, n.machine, cache, n.logs, snaps, n.transport); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
+	// A second Shutdown of Raft would not wait for the first.
+	n.stopRaft = sync.OnceValue(func() error { return n.raft.Shutdown().Error() })
 	return n.electNow()
 }
 
@@ -226,8 +229,6 @@ func (n *Node) newTransport(hl *hlog) (raft.Transport, error) {
 // soloAddr is the address of a node that nobody connects to.
 const soloAddr = "solo"
 
-func (n *Node) addr() string { return string(n.transport.LocalAddr()) }
-
 // bootstrap makes the first configuration of a new cluster.
 func (n *Node) bootstrap(cfg *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
 	has, err := raft.HasExistingState(logs, n.logs, snaps)
@@ -257,7 +258,9 @@ func (n *Node) run() {
 		case <-n.closing:
 			return
 		case <-n.halted:
-			n.raft.Shutdown() // Close waits for it
+			if err := n.stopRaft(); err != nil {
+				n.opts.Logger.Error("stop raft", "error", err)
+			}
 			return
 		case <-n.snapshotNow:
 			if err := n.raft.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && !errors.Is(err, raft.ErrRaftShutdown) {
@@ -456,7 +459,7 @@ func (n *Node) Close() error {
 		n.waitMu.Unlock()
 		var errs []error
 		if n.raft != nil {
-			errs = append(errs, n.raft.Shutdown().Error()) // waits, and closes the transport
+			errs = append(errs, n.stopRaft())
 		} else if t, ok := n.transport.(raft.WithClose); ok {
 			errs = append(errs, t.Close())
 		}

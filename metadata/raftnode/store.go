@@ -39,6 +39,7 @@ type store struct {
 	dir     *dir
 	kind    string
 	applied atomic.Uint64 // index of the last command in the state
+	fault   func() error  // tests: makes commits fail
 
 	mu     sync.RWMutex // guards db against being replaced (restore) while it is read
 	db     *bbolt.DB
@@ -150,6 +151,11 @@ func (s *store) update(index uint64, fn func(fsm.Tx) error) error {
 	}
 	if t.err != nil {
 		return fmt.Errorf("write state: %w", t.err)
+	}
+	if s.fault != nil {
+		if err := s.fault(); err != nil {
+			return fmt.Errorf("commit state: %w", err)
+		}
 	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit state: %w", err)

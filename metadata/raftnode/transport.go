@@ -200,15 +200,13 @@ func (s *stream) hello() []byte {
 	return b
 }
 
-// Accept returns the next Raft connection of a node of the same kind.
+// Accept returns the next Raft connection; its first read checks that it is of our kind.
 func (s *stream) Accept() (net.Conn, error) {
-	for {
-		c, err := s.mux.raft.Accept()
-		if err != nil {
-			return nil, err
-		}
-		return &checked{Conn: c, want: s.hello()[len(helloMagic):]}, nil
+	c, err := s.mux.raft.Accept()
+	if err != nil {
+		return nil, err
 	}
+	return &checked{Conn: c, want: s.hello()[len(helloMagic):]}, nil
 }
 
 // checked reads the rest of the hello in front of the first bytes: in the goroutine of the

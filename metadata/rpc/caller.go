@@ -49,7 +49,7 @@ type Caller struct {
 // maxConns bounds the connections to nodes that leaders have named.
 const maxConns = 32
 
-// ErrClosed is returned (as KindUnavailable) by calls after Close.
+// errClosed is what calls after Close return.
 var errClosed = metadata.Errorf(metadata.KindUnavailable, "metadata client is closed")
 
 // NewCaller returns a Caller. It connects when it is used.
@@ -95,7 +95,7 @@ func (c *Caller) Call(ctx context.Context, method string, mutation bool, req, re
 	give := time.Now().Add(c.opts.RetryFor)
 	pause := 5 * time.Millisecond
 	for hops := 1; ; hops++ {
-		err, moved := c.attempt(ctx, method, req, reply)
+		moved, err := c.attempt(ctx, method, req, reply)
 		if err == nil || metadata.KindOf(err) != metadata.KindUnavailable || errors.Is(err, errClosed) && c.isClosed() {
 			return err
 		}
@@ -126,25 +126,25 @@ func (c *Caller) isClosed() bool {
 }
 
 // attempt calls one node. moved tells that the failure named a leader that was not tried just now.
-func (c *Caller) attempt(ctx context.Context, method string, req, reply proto.Message) (err error, moved bool) {
+func (c *Caller) attempt(ctx context.Context, method string, req, reply proto.Message) (moved bool, err error) {
 	conn, addr, err := c.pick()
 	if err != nil {
-		return err, false
+		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.opts.AttemptTimeout)
 	defer cancel()
 	err = conn.Invoke(ctx, method, req, reply, grpc.MaxCallRecvMsgSize(maxReply))
 	if err == nil {
-		return nil, false
+		return false, nil
 	}
 	if _, bad := proto.Marshal(req); bad != nil { // it was never sent
-		return metadata.Errorf(metadata.KindInvalid, "request: %v", bad), false
+		return false, metadata.Errorf(metadata.KindInvalid, "request: %v", bad)
 	}
-	err, leader := fromStatus(err)
+	leader, err := fromStatus(err)
 	if metadata.KindOf(err) == metadata.KindUnavailable {
 		moved = c.turn(addr, leader)
 	}
-	return err, moved
+	return moved, err
 }
 
 // pick returns the connection to try next.

@@ -126,25 +126,25 @@ func toStatus(err error, leader string) error {
 }
 
 // fromStatus reads a status; leader is where to go instead, when the node knew.
-func fromStatus(err error) (out error, leader string) {
+func fromStatus(err error) (leader string, out error) {
 	st, ok := status.FromError(err)
 	if !ok {
-		return err, ""
+		return "", err
 	}
 	for _, d := range st.Details() {
 		if p, ok := d.(*metapb.Problem); ok && p.GetKind() != 0 && p.GetKind() <= math.MaxUint16 {
-			return &metadata.Error{Kind: metadata.Kind(p.GetKind()), Text: p.GetText()}, p.GetLeader()
+			return p.GetLeader(), &metadata.Error{Kind: metadata.Kind(p.GetKind()), Text: p.GetText()}
 		}
 	}
 	switch st.Code() {
 	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable:
-		return metadata.Errorf(metadata.KindUnavailable, "metadata service: %s", st.Message()), ""
+		return "", metadata.Errorf(metadata.KindUnavailable, "metadata service: %s", st.Message())
 	case codes.ResourceExhausted:
-		return metadata.Errorf(metadata.KindLimit, "metadata service: %s", st.Message()), ""
+		return "", metadata.Errorf(metadata.KindLimit, "metadata service: %s", st.Message())
 	case codes.Unimplemented:
-		return metadata.Errorf(metadata.KindInvalid, "metadata service: %s: upgrade the server", st.Message()), ""
+		return "", metadata.Errorf(metadata.KindInvalid, "metadata service: %s: upgrade the server", st.Message())
 	}
-	return metadata.Errorf(metadata.KindInternal, "metadata service: %s: %s", st.Code(), st.Message()), ""
+	return "", metadata.Errorf(metadata.KindInternal, "metadata service: %s: %s", st.Code(), st.Message())
 }
 
 // NewServer returns a gRPC server with our limits, error kinds, health and reflection.
