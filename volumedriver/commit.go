@@ -56,7 +56,7 @@ func (v *Volume) commit(run []writebuffer.ClosedSCO) error {
 		return err
 	}
 	h.TLogs = append(h.TLogs, TLogRef{Number: h.TLog, FirstSeq: run[0].FirstSeq, LastSeq: last.LastSeq, LastSCO: last.Number, Bytes: uint64(len(object))})
-	txn := Txn{Epoch: v.epoch, Puts: []Put{{Name: sco.TLogName(h.TLog), Data: aligned(object)}}}
+	txn := Txn{Epoch: v.epoch, Deletes: slices.Clone(v.garbage), Puts: []Put{{Name: sco.TLogName(h.TLog), Data: aligned(object)}}}
 	packs, err := v.adoptCheckpoint(&old, &h, &txn)
 	if err != nil {
 		return err
@@ -64,6 +64,7 @@ func (v *Volume) commit(run []writebuffer.ClosedSCO) error {
 	if err := v.publish(&h, txn); err != nil {
 		return err
 	}
+	v.garbage = nil
 	if seq, err := recordSeq(h.Map); err == nil {
 		v.published(seq)
 	}

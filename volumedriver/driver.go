@@ -27,6 +27,7 @@ type Driver struct {
 	tasks     sync.WaitGroup // housekeeping, openings, retirements
 	relief    chan struct{}  // the write buffer is filling up; of capacity 1
 	renewErr  trouble
+	mapsFull  atomic.Bool // so many map pages wait for checkpoints that writers wait too
 
 	mu struct {
 		sync.Mutex

@@ -3,6 +3,7 @@ package volumedriver
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -77,11 +78,32 @@ func (d *Driver) renew() {
 	if d.renewErr.set("renew leases", err) {
 		d.opts.Logger.Warn("renewal of leases changed", "error", err)
 	}
+	d.findNewOwners(ctx)
+}
+
+// findNewOwners stops volumes that others own by now. Whatever such a volume tried to
+// change would be refused; but it should not go on answering reads either.
+func (d *Driver) findNewOwners(ctx context.Context) {
+	open := d.volumes() // before the list: what is opened meanwhile may be newer than it
+	list, err := d.opts.Registry.List(ctx)
+	if err != nil {
+		return
+	}
+	epochs := make(map[uint64]uint64, len(list))
+	for _, rec := range list {
+		epochs[rec.ID] = rec.Epoch
+	}
+	for _, v := range open {
+		if epoch, ok := epochs[v.id]; !ok {
+			v.fail(fmt.Errorf("the registry does not have the volume any more: %w", ErrFenced))
+		} else if epoch > v.epoch {
+			v.fail(fmt.Errorf("owner epoch %d, ours is %d: %w", epoch, v.epoch, ErrFenced))
+		}
+	}
 }
 
 func (d *Driver) tickVolumes(now time.Time) {
 	var idle []*entry
-	var dirtiest *Volume
 	d.mu.Lock()
 	for _, e := range d.mu.entries {
 		v := e.v
@@ -95,9 +117,6 @@ func (d *Driver) tickVolumes(now time.Time) {
 			v.dirtySince.Load() == 0 {
 			e.going = true
 			idle = append(idle, e)
-		}
-		if dirtiest == nil || v.cmap.DirtyBytes() > dirtiest.cmap.DirtyBytes() {
-			dirtiest = v
 		}
 	}
 	d.mu.Unlock()
@@ -113,11 +132,31 @@ func (d *Driver) tickVolumes(now time.Time) {
 			v.ahead.dropAll()
 		}
 	}
-	if dirtiest != nil && d.mapCache.Stats().Dirty > d.opts.MapCacheBytes/2 {
-		dirtiest.wantCheckpoint()
-	}
+	d.balanceMaps()
 	for _, e := range idle {
 		d.tasks.Go(func() { d.ignore(d.shut(context.WithoutCancel(d.ctx), e)) })
+	}
+}
+
+// balanceMaps has the volumes with the most dirty map pages write checkpoints when all
+// together hold too many, and has writers wait while they hold far too many.
+func (d *Driver) balanceMaps() {
+	dirty, limit := d.mapCache.Stats().Dirty, d.opts.MapCacheBytes
+	full := dirty > limit+limit/2
+	was := d.mapsFull.Swap(full)
+	if dirty <= limit/2 && !was {
+		return
+	}
+	list := d.volumes()
+	slices.SortFunc(list, func(a, b *Volume) int { return cmp.Compare(b.cmap.DirtyBytes(), a.cmap.DirtyBytes()) })
+	for _, v := range list {
+		if was && !full {
+			v.drain.news.tell() // writers may go on
+		}
+		if dirty > limit/4 {
+			dirty -= v.cmap.DirtyBytes()
+			v.wantCheckpoint()
+		}
 	}
 }
 

@@ -93,6 +93,24 @@ func (o *opening) open(ctx context.Context) error {
 	return o.openRemote(ctx, why)
 }
 
+// garbage returns those orphans that the local log and map will not make part of the volume
+// after all: what had been stored of them was lost here with the machine's power, or is
+// out of date.
+func (o *opening) garbage(orphans []string) ([]string, error) {
+	packs, err := recordPacks(o.record)
+	if err != nil {
+		return nil, err
+	}
+	wanted := make(map[string]bool)
+	for _, number := range packs {
+		wanted[sco.PackName(number)] = true
+	}
+	for _, s := range o.v.buf.ClosedSCOs(o.v.lastCommittedSCO()) {
+		wanted[sco.Name(s.Number)] = true
+	}
+	return slices.DeleteFunc(orphans, func(name string) bool { return wanted[name] }), nil
+}
+
 // errUnusable: the local directory cannot be used, though nothing durable that it alone
 // has is known to be there.
 var errUnusable = errors.New("the local directory is of no use")
@@ -195,15 +213,20 @@ func (o *opening) openLocal(ctx context.Context, s *state) error {
 			return err
 		}
 	}
+	var orphans orphanList
 	if !s.Drained {
-		orphans, err := o.orphans(ctx)
-		if err != nil {
+		if orphans, err = o.orphans(ctx); err != nil {
 			return err
 		}
 		maxSCO = max(maxSCO, orphans.maxSCO)
 	}
 	v.size.Store(max(v.size.Load(), s.Size))
 	if err := o.openLog(ctx, s, base, maxSCO); err != nil {
+		return err
+	}
+	v.cmap.ReservePacks(orphans.maxPack + 1)
+	v.drain.head.TLog = max(v.drain.head.TLog, orphans.maxTLog)
+	if v.garbage, err = o.garbage(orphans.names); err != nil {
 		return err
 	}
 	return o.begin()

@@ -62,6 +62,7 @@ type Volume struct {
 	dirtySince atomic.Int64 // Unix nanoseconds; since when there is something to drain, 0: nothing
 	lastUse    atomic.Int64 // Unix nanoseconds of the last operation, to the tick
 	used       atomic.Bool  // since the last tick
+	garbage    []string     // objects to be deleted with the next commit, which alone uses it
 	settling   atomic.Bool  // a background sync of the log runs
 	starved    atomic.Int32 // writes that found the file system full
 	lost       string       // what recovery could not bring back; "" for nothing. Set before use

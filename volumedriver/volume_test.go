@@ -827,3 +827,32 @@ func TestThousandVolumes(t *testing.T) {
 		t.Error("wrong data")
 	}
 }
+
+// TestLeaseEnds: an owner that does not renew loses the volume to whoever asks, and learns
+// of it.
+func TestLeaseEnds(t *testing.T) {
+	r := newRig(t, func(o *volumedriver.Options) { o.Lease = 60 * time.Millisecond })
+	h := r.volume("v", 1<<20)
+	p := pattern(1, 0, cluster)
+	r.must(h.WriteAt(r.ctx, p, 0, false))
+	r.must(h.Drain(r.ctx, nil))
+	second := r.opts
+	second.GatewayID, second.Dir, second.Lease = "gw-2", "/gw2", time.Hour
+	d2 := r.start(second)
+	_, err := d2.OpenVolume(r.ctx, "v")
+	r.want(err, volumedriver.ErrOwned)
+	r.reg.SetHook(func(call string) error { // the first one is cut off from the registry
+		if call == "Renew" {
+			return volumedriver.ErrUnavailable
+		}
+		return nil
+	})
+	r.eventually("the failure shows", func() bool { return r.d.Stats().Lease != "" })
+	r.reg.Advance(time.Second)
+	h2, err := d2.OpenVolume(r.ctx, "v")
+	r.must(err)
+	r.check(h2, 0, p)
+	r.eventually("the first one stops answering", func() bool {
+		return errors.Is(h.ReadAt(r.ctx, make([]byte, cluster), 0), volumedriver.ErrFenced)
+	})
+}

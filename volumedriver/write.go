@@ -347,7 +347,9 @@ func (v *Volume) TryWriteBatch(offs []uint64, data [][]byte, errs []error) (done
 }
 
 // mapIsFull tells that so much of the map waits for a checkpoint that writes must wait too.
-func (v *Volume) mapIsFull() bool { return v.cmap.DirtyBytes() > v.d.opts.MapCacheBytes }
+func (v *Volume) mapIsFull() bool {
+	return v.cmap.DirtyBytes() > v.d.opts.MapCacheBytes || v.d.mapsFull.Load()
+}
 
 // waitForMap waits until the map has room for changes. Only a checkpoint that cannot be
 // written (a full disk, an object store out of reach for long) lets it come to that.
@@ -361,7 +363,7 @@ func (v *Volume) waitForMap(ctx context.Context) error {
 		news := v.drain.news.wait()
 		v.wantCheckpoint()
 		if !v.mapIsFull() {
-			return nil
+			break
 		}
 		select {
 		case <-news:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,8 @@ import (
 
 	"scoria/internal/vfs"
 	"scoria/volumedriver"
+	"scoria/volumedriver/clustermap"
+	"scoria/volumedriver/sco"
 )
 
 // Plan is one run of the crash loop: random operations on a volume until the gateway is
@@ -277,7 +280,51 @@ func (w *world) finish(ctx context.Context, g *gateway) error {
 		}
 	}
 	_ = g.h.Close()
-	return g.d.Close(ctx)
+	if err := g.d.Close(ctx); err != nil {
+		return err
+	}
+	return w.checkObjects()
+}
+
+// checkObjects holds the objects in the store against the drained volume's head (C5):
+// nothing that it names is missing, nothing else is there but SCOs.
+func (w *world) checkObjects() error {
+	const ns = 1001
+	data, err := w.store.Get(context.Background(), ns, sco.HeadName, 64<<20)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was ever drained
+	}
+	if err != nil {
+		return err
+	}
+	h, err := volumedriver.DecodeHead(data)
+	if err != nil {
+		return err
+	}
+	want := map[string]bool{sco.HeadName: true}
+	for _, t := range h.TLogs {
+		want[sco.TLogName(t.Number)] = true
+	}
+	if len(h.Map) > 0 {
+		info, err := clustermap.DecodeRecord(h.Map)
+		if err != nil {
+			return err
+		}
+		for _, p := range info.Packs {
+			want[sco.PackName(p.Number)] = true
+		}
+	}
+	for _, name := range w.store.Names(ns, "") {
+		typ, number, err := sco.Parse(name)
+		if err != nil || typ == sco.SCO && number > h.SCO || typ != sco.SCO && !want[name] {
+			return fmt.Errorf("%w: object %s is left over (%v)", errWrong, name, err)
+		}
+		delete(want, name)
+	}
+	if len(want) > 0 {
+		return fmt.Errorf("%w: objects are missing: %v", errWrong, want)
+	}
+	return nil
 }
 
 // step does one random operation.
