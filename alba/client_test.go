@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"scoria/alba"
 	"scoria/alba/albatest"
@@ -147,5 +148,116 @@ func TestAbsentAndDeleted(t *testing.T) {
 	}
 	if _, err := read(t, cl.Client, ns, "a", 0, 1); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
+	}
+}
+
+func TestCreateNamespaceIsIdempotent(t *testing.T) {
+	cl := albatest.New(t, albatest.Config{})
+	a, err := cl.Client.CreateNamespace(t.Context(), "v", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := cl.Client.CreateNamespace(t.Context(), "v", "default")
+	if err != nil || b.ID != a.ID {
+		t.Fatalf("again: %d, %v; the first was %d", b.ID, err, a.ID)
+	}
+	other := albatest.Preset()
+	other.Name, other.Default = "other", false
+	if err := cl.ABM.CreatePreset(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cl.Client.CreateNamespace(t.Context(), "v", "other"); !errors.Is(err, fs.ErrExist) {
+		t.Fatalf("with another preset: %v", err)
+	}
+	if _, err := cl.Client.CreateNamespace(t.Context(), "w", "none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("with an unknown preset: %v", err)
+	}
+	// A creator that died before the NSM knew: the next one succeeds.
+	if _, err := cl.ABM.CreateNamespace(t.Context(), "half", "default"); err != nil {
+		t.Fatal(err)
+	}
+	ns := cl.Namespace("half")
+	put(t, cl.Client, ns, "o", data(1, 5000))
+	if err := cl.Client.DeleteNamespace(t.Context(), a.ID); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := cl.Client.CreateNamespace(t.Context(), "v", ""); err != nil || c.ID == a.ID {
+		t.Fatalf("after deletion: %d, %v", c.ID, err)
+	}
+}
+
+// TestCloseGivesUpAndReleases: Close with a fragment hanging returns, releases the data, and
+// the client refuses work afterwards.
+func TestCloseGivesUpAndReleases(t *testing.T) {
+	cl := albatest.New(t, albatest.Config{})
+	ns := cl.Namespace("v")
+	c := cl.NewClient(alba.Options{Slack: time.Millisecond, WriteTimeout: time.Hour})
+	cl.OSD(1).SetHang(osdtest.OpApply, true)
+	var released atomic.Int32
+	want := data(1, 1<<20)
+	if err := c.Apply(t.Context(), ns, alba.Txn{Puts: []alba.PutObject{{Name: "o", Data: want, Release: func() { released.Add(1) }}}}); err != nil {
+		t.Fatal(err)
+	}
+	if released.Load() != 0 {
+		t.Fatal("released while a fragment is on its way")
+	}
+	for range 2 {
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if released.Load() != 1 {
+		t.Fatalf("released %d times", released.Load())
+	}
+	if err := c.Apply(t.Context(), ns, alba.Txn{Deletes: []string{"o"}}); !errors.Is(err, alba.ErrClosed) {
+		t.Fatalf("apply after close: %v", err)
+	}
+	if _, err := read(t, c, ns, "o", 0, 1); !errors.Is(err, alba.ErrClosed) {
+		t.Fatalf("read after close: %v", err)
+	}
+	checkAll(t, cl.Client, ns, "o", want)
+}
+
+// TestHangingDiskGetsNoNewFragments: puts do not pile up behind a disk that hangs.
+func TestHangingDiskGetsNoNewFragments(t *testing.T) {
+	cl := albatest.New(t, albatest.Config{OSDs: 7, Client: alba.Options{Slack: time.Millisecond, WriteTimeout: time.Second}})
+	ns := cl.Namespace("v")
+	cl.OSD(2).SetHang(osdtest.OpApply, true)
+	albatest.Eventually(t, "a put without the hanging disk", func() bool {
+		before := cl.OSD(2).Calls(osdtest.OpApply)
+		if err := cl.Client.Apply(t.Context(), ns, alba.Txn{Puts: []alba.PutObject{{Name: "o", Data: data(1, 100_000)}}}); err != nil {
+			t.Fatal(err)
+		}
+		return before > 0 && cl.OSD(2).Calls(osdtest.OpApply) == before && cl.Manifest(ns, "o").Placed() == 6
+	})
+}
+
+func TestInvalidRequests(t *testing.T) {
+	cl := albatest.New(t, albatest.Config{})
+	ns := cl.Namespace("v")
+	put(t, cl.Client, ns, "o", data(1, 10_000))
+	for name, s := range map[string]alba.Slice{
+		"behind the end": {Name: "o", Off: 9_000, Data: make([]byte, 1001)}, "far away": {Name: "o", Off: 1 << 63, Data: make([]byte, 1)},
+		"sums off a border": {Name: "o", Off: 1, Data: make([]byte, 4096), Sums: make([]uint32, 1)},
+		"too few sums":      {Name: "o", Data: make([]byte, 8192), Sums: make([]uint32, 1)},
+	} {
+		if err := cl.Client.Read(t.Context(), ns, []alba.Slice{s}); !errors.Is(err, alba.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if cl.Client.TryRead(ns, s) {
+			t.Errorf("%s: TryRead gave something", name)
+		}
+	}
+	if _, err := cl.Client.Get(t.Context(), ns, "o", 9_999); !errors.Is(err, alba.ErrInvalid) {
+		t.Errorf("get over the limit: %v", err)
+	}
+	for name, txn := range map[string]alba.Txn{
+		"sums": {Puts: []alba.PutObject{{Name: "x", Data: make([]byte, 5000), Sums: []uint32{1}}}},
+		"name": {Puts: []alba.PutObject{{Name: "", Data: make([]byte, 1)}}},
+		"many": {Puts: make([]alba.PutObject, alba.MaxTxnPuts+1)},
+	} {
+		if err := cl.Client.Apply(t.Context(), ns, txn); !errors.Is(err, alba.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -17,10 +17,10 @@ import (
 	"scoria/metadata"
 )
 
-// Back-off of probes of a disk that fails, and how long a full one is left alone.
 const (
-	probeMax = time.Minute
-	fullRest = 10 * time.Second
+	probeMax  = time.Minute // longest back-off of probes
+	fullRests = 20          // probe intervals for which a full disk is left alone
+	stuckPart = 15          // of the write time-out: without progress for so long a disk gets no new fragments
 )
 
 // disks is the Client's view of all OSDs. Look-ups take no lock.
@@ -48,6 +48,8 @@ type disk struct {
 	errors    atomic.Uint64
 	bad       atomic.Bool  // failing: not used, being probed
 	fullUntil atomic.Int64 // unix nanoseconds
+	batches   atomic.Int32 // on their way
+	progress  atomic.Int64 // unix nanoseconds: when the last batch ended, or the first began
 
 	mu struct {
 		sync.Mutex
@@ -157,8 +159,11 @@ func (k *disk) gone() bool {
 }
 
 // writable tells whether new fragments may go to the disk.
-func (k *disk) writable(now time.Time) bool {
+func (k *disk) writable(now time.Time, stuck time.Duration) bool {
 	r := k.rec.Load()
+	if k.batches.Load() > 0 && now.UnixNano()-k.progress.Load() > int64(stuck) {
+		return false // hanging: what is sent there now would only hold memory until it times out
+	}
 	return r.State == metadata.OSDClaimed && !r.Full && !k.bad.Load() && k.fullUntil.Load() < now.UnixNano()
 }
 
@@ -168,7 +173,7 @@ func (d *disks) candidates(exclude func(metadata.OSDID) bool) []placement.Candid
 	table := *d.table.Load()
 	out := make([]placement.Candidate, 0, len(table))
 	for id, k := range table {
-		if !k.writable(now) || (exclude != nil && exclude(id)) {
+		if !k.writable(now, d.c.opts.WriteTimeout/stuckPart) || (exclude != nil && exclude(id)) {
 			continue
 		}
 		r := k.rec.Load()
@@ -221,7 +226,7 @@ func (c *Client) failed(k *disk, err error) {
 	case err == nil:
 		return
 	case errors.Is(err, osd.ErrFull):
-		k.fullUntil.Store(time.Now().Add(fullRest).UnixNano())
+		k.fullUntil.Store(time.Now().Add(fullRests * c.opts.ProbeInterval).UnixNano())
 		return
 	case errors.Is(err, osd.ErrNotFound), errors.Is(err, osd.ErrCorrupt), errors.Is(err, osd.ErrAssertFailed), errors.Is(err, osd.ErrInvalid),
 		errors.Is(err, context.Canceled):

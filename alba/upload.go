@@ -332,7 +332,12 @@ func (c *Client) applyBatch(ctx context.Context, id metadata.OSDID, b *osd.Batch
 	}
 	tags := k.tags.take(ridingTags)
 	b.Deletes = tags
+	if k.batches.Add(1) == 1 {
+		k.progress.Store(time.Now().UnixNano())
+	}
 	err = api.Apply(ctx, b)
+	k.progress.Store(time.Now().UnixNano())
+	k.batches.Add(-1)
 	b.Deletes = nil
 	if err != nil {
 		k.tags.put(tags...)
