@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"scoria/cmd/scoria/internal/admin"
+	"scoria/cmd/scoria/internal/system"
 )
 
 // Exit codes, documented in the help of the root command.
@@ -65,7 +66,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func exitCode(err error) int {
 	var e *admin.Error
 	switch {
-	case errors.Is(err, errUsage):
+	case errors.Is(err, errUsage), errors.Is(err, system.ErrConfig):
 		return exitUsage
 	case errors.Is(err, errDegraded):
 		return exitDegraded
@@ -114,14 +115,23 @@ Exit codes: 0 done; 1 failed; 2 wrong command line or refused as invalid; 3 no s
 	root.AddCommand(
 		newServeCommand(g), newVolumeCommand(g), newPresetCommand(g), newNamespaceCommand(g),
 		newObjectCommand(g), newOSDCommand(g), newStatusCommand(g), newAttachCommand(g), newDetachCommand(),
-		newDumpCommand(), newVersionCommand(g),
+		newDumpCommand(g), newVersionCommand(g),
 	)
 	markUsageErrors(root)
 	return root
 }
 
-// markUsageErrors makes wrong arguments of every command usage errors.
+// markUsageErrors makes wrong arguments of every command usage errors. A command that only has
+// subcommands shows its help when none is named.
 func markUsageErrors(cmd *cobra.Command) {
+	if cmd.HasSubCommands() && !cmd.Runnable() {
+		cmd.RunE = func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError("unknown command %q for %q", args[0], c.CommandPath())
+			}
+			return c.Help()
+		}
+	}
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(c *cobra.Command, args []string) error {
 			if err := check(c, args); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -201,6 +202,9 @@ func decode[T any](r *http.Request) (T, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(&in); err != nil {
 		return in, &Error{Code: CodeInvalid, Message: fmt.Sprintf("request body: %v", err)}
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return in, &Error{Code: CodeInvalid, Message: "request body: more than one value"}
 	}
 	return in, nil
 }

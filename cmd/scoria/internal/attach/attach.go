@@ -31,11 +31,11 @@ type Device struct {
 
 // ParseDevice turns "/dev/nbd3", "nbd3" or "3" into 3.
 func ParseDevice(s string) (int, error) {
-	n, err := strconv.Atoi(strings.TrimPrefix(strings.TrimPrefix(s, "/dev/"), "nbd"))
-	if err != nil || n < 0 || n > 1<<20 {
+	n, err := strconv.ParseUint(strings.TrimPrefix(strings.TrimPrefix(s, "/dev/"), "nbd"), 10, 20)
+	if err != nil {
 		return 0, fmt.Errorf("device %q: want /dev/nbdN", s)
 	}
-	return n, nil
+	return int(n), nil
 }
 
 // Attach connects, negotiates and makes the device. The device lives on when the process ends.

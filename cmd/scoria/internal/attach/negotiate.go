@@ -7,6 +7,7 @@ package attach
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -31,6 +32,7 @@ const (
 	flagNoZeroes = 2
 
 	maxOptionReply   = 64 << 10
+	maxBlock         = 4096 // largest logical block size of a kernel device, in bytes
 	maxOptionReplies = 64
 	handshakeTimeout = 30 * time.Second
 
@@ -62,6 +64,9 @@ func ParseTarget(s, fallback string) (Target, error) {
 		if p, ok := strings.CutPrefix(fallback, "unix:"); ok {
 			network, address = "unix", p
 		}
+		if s == "" {
+			return Target{}, errors.New("the volume's name is empty")
+		}
 		return Target{Network: network, Address: address, Volume: s}, nil
 	}
 	u, err := url.Parse(s)
@@ -71,6 +76,9 @@ func ParseTarget(s, fallback string) (Target, error) {
 	t := Target{Volume: strings.TrimPrefix(u.Path, "/")}
 	switch u.Scheme {
 	case "nbd":
+		if u.Hostname() == "" {
+			return Target{}, fmt.Errorf("NBD address %q: the host is missing", s)
+		}
 		t.Network, t.Address = "tcp", u.Host
 		if u.Port() == "" {
 			t.Address = net.JoinHostPort(u.Hostname(), "10809")
@@ -158,7 +166,7 @@ func negotiate(c io.ReadWriter, volume string) (Export, error) {
 			if !seen {
 				return Export{}, fmt.Errorf("server did not tell the size")
 			}
-			return exp, nil
+			return exp, exp.check()
 		case typ&repErrBit != 0:
 			return Export{}, fmt.Errorf("server refused (error %d): %s", typ&^repErrBit, body)
 		case typ == repInfo && len(body) >= 12 && binary.BigEndian.Uint16(body) == infoExport:
@@ -168,6 +176,17 @@ func negotiate(c io.ReadWriter, volume string) (Export, error) {
 		}
 	}
 	return Export{}, fmt.Errorf("server sent over %d replies to one option", maxOptionReplies)
+}
+
+// check refuses what the kernel could not make a device of.
+func (e Export) check() error {
+	if e.Size == 0 || e.Size > 1<<63-1 {
+		return fmt.Errorf("server tells a size of %d bytes", e.Size)
+	}
+	if e.MinBlock == 0 || e.MinBlock > maxBlock || e.MinBlock&(e.MinBlock-1) != 0 {
+		return fmt.Errorf("server wants a block size of %d bytes; the kernel knows powers of two up to %d", e.MinBlock, maxBlock)
+	}
+	return nil
 }
 
 func readReply(c io.Reader) (typ uint32, body []byte, err error) {

@@ -31,6 +31,9 @@ type Config struct {
 	Logger  *slog.Logger
 }
 
+// ErrConfig marks a Config that makes no sense.
+var ErrConfig = errors.New("configuration")
+
 const (
 	defaultOSDs  = 6
 	maxOSDs      = 64
@@ -52,23 +55,23 @@ func (c *Config) ensureDefaults() error {
 		c.OSDs = defaultOSDs
 	}
 	if c.OSDs < 1 || c.OSDs > maxOSDs {
-		return fmt.Errorf("%d disk servers: want 1 to %d", c.OSDs, maxOSDs)
+		return fmt.Errorf("%w: %d disk servers: want 1 to %d", ErrConfig, c.OSDs, maxOSDs)
 	}
 	if c.WriteBuffer == 0 {
 		c.WriteBuffer = 1 << 30
 	}
 	if c.WriteBuffer < 64<<20 {
-		return fmt.Errorf("write buffer of %d bytes: want at least 64 MiB", c.WriteBuffer)
+		return fmt.Errorf("%w: write buffer of %d bytes: want at least 64 MiB", ErrConfig, c.WriteBuffer)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	for part, path := range c.Dirs {
 		if !knownPart(part) {
-			return fmt.Errorf("no part of the data directory is called %q: want abm, nsm-0, gateway or osd-N", part)
+			return fmt.Errorf("%w: no part of the data directory is called %q: want abm, nsm-0, gateway or osd-N", ErrConfig, part)
 		}
 		if !filepath.IsAbs(path) {
-			return errors.New("the directory of " + part + " must be given as an absolute path")
+			return fmt.Errorf("%w: the directory of %s must be given as an absolute path", ErrConfig, part)
 		}
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"scoria/internal/vfs"
@@ -20,6 +21,9 @@ import (
 // ErrDataDir marks errors of the data directory itself: foreign, damaged, of a newer
 // version or in use.
 var ErrDataDir = errors.New("data directory")
+
+// ErrNewer marks a data directory that a newer Scoria has written.
+var ErrNewer = errors.New("newer format")
 
 const (
 	identityName   = "scoria.json"
@@ -112,14 +116,51 @@ func readIdentity(path string) (identity, error) {
 		}
 		return identity{}, fmt.Errorf("%w: %w", ErrDataDir, err)
 	}
-	var id identity
-	if err := json.Unmarshal(b, &id); err != nil || id.Magic != "scoria" || id.Format < 1 || id.Gateway == "" {
-		return identity{}, fmt.Errorf("%w %s: %s is damaged or not Scoria's (%v); restore it from a copy, nothing was changed", ErrDataDir, path, identityName, err)
-	}
-	if id.Format > identityFormat {
-		return identity{}, fmt.Errorf("%w %s: has format %d, this scoria knows up to %d; run a newer scoria", ErrDataDir, path, id.Format, identityFormat)
+	id, err := parseIdentity(b)
+	switch {
+	case errors.Is(err, ErrNewer):
+		return identity{}, fmt.Errorf("%w %s: %w; run a newer scoria", ErrDataDir, path, err)
+	case err != nil:
+		return identity{}, fmt.Errorf("%w %s: %s is damaged or not Scoria's (%w); restore it from a copy, nothing was changed", ErrDataDir, path, identityName, err)
 	}
 	return id, nil
+}
+
+func parseIdentity(b []byte) (identity, error) {
+	var id identity
+	if err := json.Unmarshal(b, &id); err != nil {
+		return identity{}, err
+	}
+	switch {
+	case id.Magic != "scoria":
+		return identity{}, fmt.Errorf("magic is %q", id.Magic)
+	case id.Format > identityFormat:
+		return identity{}, fmt.Errorf("%w: has format %d, this scoria knows up to %d", ErrNewer, id.Format, identityFormat)
+	case id.Format < 1 || id.Gateway == "" || len(id.OSDs) > maxOSDs:
+		return identity{}, fmt.Errorf("format %d, gateway %q, %d disk servers", id.Format, id.Gateway, len(id.OSDs))
+	}
+	for i, u := range id.OSDs {
+		if u == "" || slices.Contains(id.OSDs[:i], u) {
+			return identity{}, fmt.Errorf("disk server %d has no identity of its own (%q)", i, u)
+		}
+	}
+	return id, nil
+}
+
+// DumpIdentity writes what a file scoria.json says as text for people. Its errors match
+// ErrNewer or ErrDataDir.
+func DumpIdentity(w io.Writer, b []byte) error {
+	id, err := parseIdentity(b)
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrDataDir, identityName, err)
+	}
+	_, err = fmt.Fprintf(w, "data directory of format %d\ngateway %s\n", id.Format, id.Gateway)
+	for i, u := range id.OSDs {
+		if err == nil {
+			_, err = fmt.Fprintf(w, "osd-%d: %s\n", i, u)
+		}
+	}
+	return err
 }
 
 func (d *dataDir) save() error {

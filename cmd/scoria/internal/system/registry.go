@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,8 +18,9 @@ import (
 // registry makes the ALBA manager (and the ALBA client, for namespaces) the Registry of the
 // volume driver.
 type registry struct {
-	abm    abm.API
-	client *alba.Client
+	abm     abm.API
+	client  *alba.Client
+	gateway string // owner name of this system's volumes
 }
 
 var _ volumedriver.Registry = registry{}
@@ -138,21 +140,27 @@ func (r registry) Rename(ctx context.Context, id uint64, name string) error {
 }
 
 // Delete marks the volume, then its namespace, then removes the record. A crash in between
-// leaves a marked volume, which finishDeletes ends at the next start.
+// leaves a marked volume, which finishDeletes ends at the next start. The driver has taken the
+// volume out of service; what this gateway still owns is given back first, as the ABM deletes
+// no volume that is in use. One that another gateway owns stays: volumedriver.ErrOwned.
 func (r registry) Delete(ctx context.Context, id uint64) error {
-	if err := r.abm.MarkVolumeDeleting(ctx, metadata.VolumeID(id)); err != nil {
-		return driverError(err)
-	}
 	vs, err := r.abm.ListVolumes(ctx)
 	if err != nil {
 		return driverError(err)
 	}
-	for _, v := range vs {
-		if uint64(v.ID) == id {
-			return r.finishDelete(ctx, v)
+	i := slices.IndexFunc(vs, func(v metadata.VolumeRecord) bool { return uint64(v.ID) == id })
+	if i < 0 {
+		return fmt.Errorf("volume %d: %w", id, fs.ErrNotExist)
+	}
+	if vs[i].Owner == r.gateway {
+		if err := r.abm.ReleaseVolume(ctx, vs[i].ID, vs[i].Epoch); err != nil {
+			return driverError(err)
 		}
 	}
-	return nil
+	if err := r.abm.MarkVolumeDeleting(ctx, vs[i].ID); err != nil {
+		return driverError(err)
+	}
+	return r.finishDelete(ctx, vs[i])
 }
 
 func (r registry) finishDelete(ctx context.Context, v metadata.VolumeRecord) error {

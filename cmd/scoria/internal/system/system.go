@@ -209,7 +209,7 @@ func (s *System) openStore(ctx, run context.Context) error {
 	}
 	s.client = c
 	s.onClose(func(context.Context) error { return c.Close() })
-	reg := registry{abm: s.abm, client: c}
+	reg := registry{abm: s.abm, client: c, gateway: s.data.id.Gateway}
 	if err := reg.finishDeletes(ctx); err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func (s *System) openStore(ctx, run context.Context) error {
 
 func (s *System) openDriver(ctx, _ context.Context) error {
 	d, err := volumedriver.Open(ctx, volumedriver.Options{
-		Dir: s.cfg.dir(s.data, "gateway"), Store: objectStore{s.client}, Registry: registry{abm: s.abm, client: s.client},
+		Dir: s.cfg.dir(s.data, "gateway"), Store: objectStore{s.client}, Registry: registry{abm: s.abm, client: s.client, gateway: s.data.id.Gateway},
 		GatewayID: s.data.id.Gateway, WriteBufferBytes: s.cfg.WriteBuffer, MapCacheBytes: s.cfg.MapCache, Logger: s.cfg.Logger,
 	})
 	if err != nil {
