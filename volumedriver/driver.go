@@ -330,7 +330,7 @@ func (v *Volume) close(ctx context.Context) error {
 	if !fenced {
 		if err := v.buf.Sync(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("close volume %s: flush: %w", v.Name(), err))
-		} else if err := v.finalCheckpoint(ctx); err != nil {
+		} else if err := v.lastCheckpoint(ctx); err != nil {
 			v.log.Warn("no map checkpoint at the end; the next start replays the log", "error", err)
 		}
 	}
@@ -357,6 +357,16 @@ func (v *Volume) close(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
+
+// lastCheckpoint is finalCheckpoint within bounds: an object store out of reach shall not
+// hold up the end.
+func (v *Volume) lastCheckpoint(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lastCheckpointTime)
+	defer cancel()
+	return v.finalCheckpoint(ctx)
+}
+
+const lastCheckpointTime = 15 * time.Second
 
 // undrained finds volumes with local data that the object store lacks.
 func (d *Driver) undrained() ([]uint64, error) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"scoria/internal/frame"
+	"scoria/volumedriver/sco"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -172,6 +173,14 @@ func TestNamesAndSizes(t *testing.T) {
 	for size, ok := range map[uint64]bool{0: false, 1: false, 4096: true, 4097: false, MaxSize: true, MaxSize + 4096: false} {
 		if err := CheckSize(size); (err == nil) != ok || !ok && !errors.Is(err, ErrInvalid) {
 			t.Errorf("%d: %v", size, err)
+		}
+	}
+}
+
+func TestSCOName(t *testing.T) {
+	for n := uint64(1); n <= sco.MaxNumber; n = n*3 + 1 {
+		if scoName(n) != sco.Name(n) {
+			t.Errorf("%s, want %s", scoName(n), sco.Name(n))
 		}
 	}
 }

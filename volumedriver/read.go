@@ -9,7 +9,6 @@ import (
 
 	"scoria/internal/blocksum"
 	"scoria/volumedriver/clustermap"
-	"scoria/volumedriver/sco"
 )
 
 // readPart is the largest part of a read that is looked up at once, in clusters.
@@ -252,7 +251,7 @@ func (v *Volume) readRemote(ctx context.Context, j *readJob, addr uint64, p []by
 			continue
 		}
 		loc := j.entries[r.first].Loc
-		j.slices = append(j.slices, Slice{Name: sco.Name(loc.SCO()), Off: uint64(loc.Index()) * ClusterSize, Data: part, Sums: sums})
+		j.slices = append(j.slices, Slice{Name: scoName(loc.SCO()), Off: uint64(loc.Index()) * ClusterSize, Data: part, Sums: sums})
 	}
 	if !j.plain {
 		first, last := j.runs[0], j.runs[len(j.runs)-1]
@@ -277,6 +276,17 @@ func (v *Volume) readRemote(ctx context.Context, j *readJob, addr uint64, p []by
 		}
 	}
 	return nil
+}
+
+// scoName is sco.Name with a single allocation: it is on the way of every read that is not
+// answered locally.
+func scoName(number uint64) string {
+	b := [...]byte{'s', 'c', 'o', '/', 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	for i := len(b) - 1; i >= 4; i-- {
+		b[i] = "0123456789abcdef"[number&15]
+		number >>= 4
+	}
+	return string(b[:])
 }
 
 // tryClusters is the largest read that TryReadAt answers, in clusters.
@@ -327,7 +337,7 @@ func (v *Volume) tryRun(addr uint64, entries []clustermap.Entry, part []byte) bo
 	if !ok {
 		counter = &v.stats.cachedClusters
 		if !v.ahead.take(nil, addr, entries, part) &&
-			!v.d.opts.Store.TryRead(v.ns, Slice{Name: sco.Name(loc.SCO()), Off: uint64(loc.Index()) * ClusterSize, Data: part}) {
+			!v.d.opts.Store.TryRead(v.ns, Slice{Name: scoName(loc.SCO()), Off: uint64(loc.Index()) * ClusterSize, Data: part}) {
 			return false
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"scoria/internal/vfs"
@@ -91,24 +90,6 @@ func (o *opening) open(ctx context.Context) error {
 		why = err.Error()
 	}
 	return o.openRemote(ctx, why)
-}
-
-// garbage returns those orphans that the local log and map will not make part of the volume
-// after all: what had been stored of them was lost here with the machine's power, or is
-// out of date.
-func (o *opening) garbage(orphans []string) ([]string, error) {
-	packs, err := recordPacks(o.record)
-	if err != nil {
-		return nil, err
-	}
-	wanted := make(map[string]bool)
-	for _, number := range packs {
-		wanted[sco.PackName(number)] = true
-	}
-	for _, s := range o.v.buf.ClosedSCOs(o.v.lastCommittedSCO()) {
-		wanted[sco.Name(s.Number)] = true
-	}
-	return slices.DeleteFunc(orphans, func(name string) bool { return wanted[name] }), nil
 }
 
 // errUnusable: the local directory cannot be used, though nothing durable that it alone
@@ -232,102 +213,6 @@ func (o *opening) openLocal(ctx context.Context, s *state) error {
 	return o.begin()
 }
 
-// openLog opens the local log behind what map checkpoint and TLogs have.
-func (o *opening) openLog(ctx context.Context, s *state, base, maxSCO uint64) error {
-	v := o.v
-	committed, committedSCO := uint64(0), uint64(0)
-	if o.head != nil {
-		committed, committedSCO = o.head.Seq, o.head.SCO
-	}
-	from := max(base, committed)
-	o.buf.FromSeq, o.buf.Disposable, o.buf.MinSCO = from, committedSCO, maxSCO+1
-	buf, found, err := writebuffer.Open(ctx, o.buf, o.replay)
-	if errors.Is(err, writebuffer.ErrCorrupt) || errors.Is(err, writebuffer.ErrGap) {
-		// A segment that is only a read cache need not have been synced, and may be what is
-		// damaged. What else there is must open without any of them.
-		if dropped, derr := o.dropCache(committedSCO); derr != nil {
-			return derr
-		} else if dropped > 0 {
-			v.cmap, v.apply.seq = o.discardMap(), 0
-			if err := o.openMap(s.Map); err != nil {
-				return err
-			}
-			if o.head != nil {
-				if err := o.replayTLogs(ctx); err != nil {
-					return err
-				}
-			}
-			buf, found, err = writebuffer.Open(ctx, o.buf, o.replay)
-		}
-	}
-	switch {
-	case err == nil:
-		v.buf = buf
-	case errors.Is(err, fs.ErrNotExist) && base <= committed,
-		errors.Is(err, writebuffer.ErrCorrupt) && base <= committed && found.LastSeq < from,
-		errors.Is(err, writebuffer.ErrGap) && s.Drained:
-		// The log lost its end with the machine's power, but only what the object store
-		// has: where flushed records follow, the segment they are in is found.
-		o.buf.MinSCO = max(maxSCO, found.LastSCO) + 1
-		if v.buf, err = o.freshLog(ctx, from+1); err != nil {
-			return err
-		}
-		v.log.Info("the local log ends before the published head, and begins anew behind it", "head", committed, "log", found.LastSeq)
-		return nil
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, writebuffer.ErrStale), o.salvage:
-		return fmt.Errorf("%w: %w", errUnusable, err)
-	case errors.Is(err, writebuffer.ErrCorrupt), errors.Is(err, writebuffer.ErrGap):
-		return fmt.Errorf("local log %s: records that had been flushed are damaged; salvage the volume to go on with what is before them: %w: %w", o.buf.Dir, ErrCorrupt, err)
-	default:
-		return fmt.Errorf("local log: %w", err)
-	}
-	if found.LostSynced {
-		v.lost = fmt.Sprintf("flushed records behind %d were damaged in the local log: %s", found.LastSeq, found.Cut)
-		v.log.Error("data lost", "what", v.lost)
-	} else if found.Cut != "" {
-		v.log.Info("the local log was cut", "record", found.LastSeq, "bytes", found.CutBytes, "reason", found.Cut)
-	}
-	return nil
-}
-
-// discardMap closes the map, into which a part of the log may have been replayed.
-func (o *opening) discardMap() *clustermap.Map {
-	o.d.ignore(o.v.cmap.Close())
-	return nil
-}
-
-// dropCache removes the log's segments up to an SCO that the head covers.
-func (o *opening) dropCache(upTo uint64) (dropped int, err error) {
-	list, err := o.d.opts.FS.ReadDir(o.buf.Dir)
-	if err != nil {
-		return 0, fmt.Errorf("local log: %w", err)
-	}
-	for _, e := range list {
-		name := e.Name()
-		number, ok := sco.ParseHex(strings.TrimSuffix(strings.TrimPrefix(name, "sco-"), ".log"), 9)
-		if !ok || number > upTo {
-			continue
-		}
-		if err := o.d.opts.FS.Remove(filepath.Join(o.buf.Dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return dropped, fmt.Errorf("local log: %w", err)
-		}
-		dropped++
-	}
-	return dropped, nil
-}
-
-// freshLog replaces the log by an empty one.
-func (o *opening) freshLog(ctx context.Context, first uint64) (*writebuffer.Buffer, error) {
-	if err := writebuffer.RemoveAll(ctx, o.buf.FS, o.buf.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("remove the old local log: %w", err)
-	}
-	buf, err := writebuffer.Create(ctx, o.buf, first)
-	if err != nil {
-		return nil, fmt.Errorf("create the local log: %w", err)
-	}
-	return buf, nil
-}
-
 // openMap opens the map at a checkpoint record; an empty one is the empty map.
 func (o *opening) openMap(record []byte) error {
 	v := o.v
@@ -412,71 +297,6 @@ func (o *opening) replayTLogs(ctx context.Context) error {
 		return fmt.Errorf("the TLogs end at record %d, the head at %d: %w", o.v.apply.seq, o.head.Seq, ErrCorrupt)
 	}
 	return nil
-}
-
-// orphans are objects of the namespace that the head does not name: uploaded, but never made
-// part of the volume.
-type orphanList struct {
-	names   []string
-	maxSCO  uint64
-	maxPack uint32
-	maxTLog uint64
-}
-
-// orphansPerCall bounds one List call.
-const orphansPerCall = 1000
-
-func (o *opening) orphans(ctx context.Context) (orphanList, error) {
-	var list orphanList
-	known := make(map[string]bool)
-	afterSCO := ""
-	if o.head != nil {
-		packs, err := recordPacks(o.head.Map)
-		if err != nil {
-			return list, fmt.Errorf("map checkpoint of the head: %w: %w", ErrCorrupt, err)
-		}
-		for _, number := range packs {
-			known[sco.PackName(number)] = true
-		}
-		for _, t := range o.head.TLogs {
-			known[sco.TLogName(t.Number)] = true
-		}
-		if o.head.SCO > 0 {
-			afterSCO = sco.Name(o.head.SCO)
-		}
-	}
-	for _, from := range []struct{ prefix, after string }{{sco.PrefixSCO, afterSCO}, {sco.PrefixPack, ""}, {sco.PrefixTLog, ""}} {
-		for after := from.after; ; {
-			names, err := o.d.opts.Store.List(ctx, o.rec.Namespace, from.prefix, after, orphansPerCall)
-			if err != nil {
-				return list, fmt.Errorf("list %s* of namespace %d: %w", from.prefix, o.rec.Namespace, err)
-			}
-			for _, name := range names {
-				list.add(name, known)
-			}
-			if len(names) < orphansPerCall {
-				break
-			}
-			after = names[len(names)-1]
-		}
-	}
-	return list, nil
-}
-
-func (l *orphanList) add(name string, known map[string]bool) {
-	typ, number, err := sco.Parse(name)
-	if err != nil || known[name] {
-		return
-	}
-	l.names = append(l.names, name)
-	switch typ {
-	case sco.SCO:
-		l.maxSCO = max(l.maxSCO, number)
-	case sco.Pack:
-		l.maxPack = max(l.maxPack, uint32(number))
-	case sco.TLog:
-		l.maxTLog = max(l.maxTLog, number)
-	}
 }
 
 // openRemote makes the volume what its head says, and nothing of the local directory.

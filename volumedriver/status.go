@@ -131,6 +131,17 @@ func (d *Driver) Status(id uint64) (VolumeStatus, bool) {
 	return s, true
 }
 
+// OpenVolumes tells how all open volumes are, in no order.
+func (d *Driver) OpenVolumes() []VolumeStatus {
+	var list []VolumeStatus
+	for _, v := range d.volumes() {
+		if s, ok := d.Status(v.id); ok {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
 // DriverStats are figures of the whole gateway.
 type DriverStats struct {
 	OpenVolumes int
