@@ -44,8 +44,8 @@ func (d *Driver) relieve() {
 	}
 }
 
-// drainSome has the volumes that hold the most undrained bytes drain: together half of all.
-// Those that are drained give up their read cache.
+// drainSome has the volumes that hold the most undrained bytes drain, together half of all,
+// but for those that are at it anyway. Those that are drained give up their read cache.
 func (d *Driver) drainSome() {
 	type dirty struct {
 		v *Volume
@@ -54,7 +54,7 @@ func (d *Driver) drainSome() {
 	var list []dirty
 	var total int64
 	for _, v := range d.volumes() {
-		if n := v.buf.DirtyBytes(); n > 0 {
+		if n := v.buf.DirtyBytes(); n > 0 && !v.draining() {
 			list = append(list, dirty{v, n})
 			total += n
 		}
@@ -65,6 +65,13 @@ func (d *Driver) drainSome() {
 		list[0].v.request()
 		left -= list[0].n
 	}
+}
+
+// draining tells whether the volume's loop runs.
+func (v *Volume) draining() bool {
+	v.drain.mu.Lock()
+	defer v.drain.mu.Unlock()
+	return v.drain.mu.running
 }
 
 // renew extends the leases. For safety nobody relies on them.
@@ -120,6 +127,9 @@ func (d *Driver) tickVolumes(now time.Time) {
 		}
 	}
 	d.mu.Unlock()
+	if s := d.pool.Stats(); s.DirtyBytes > s.SoftBytes {
+		d.relieve()
+	}
 	for _, v := range d.volumes() {
 		if v.starved.Load() > 0 {
 			d.relieve()

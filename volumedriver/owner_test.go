@@ -116,3 +116,40 @@ func TestLeaseEnds(t *testing.T) {
 		return errors.Is(h.ReadAt(r.ctx, make([]byte, cluster), 0), volumedriver.ErrFenced)
 	})
 }
+
+// TestIdleClose: an idle volume is closed and released, leaves next to nothing on the local
+// disk, and opens again with all its data.
+func TestIdleClose(t *testing.T) {
+	r := newRig(t, func(o *volumedriver.Options) { o.IdleDelay, o.DrainDelay = 20*time.Millisecond, 10*time.Millisecond })
+	h := r.volume("v", 4<<20)
+	p := pattern(1, 0, 4<<20)
+	for round := range uint64(3) {
+		copy(p[round*cluster:], pattern(round, round*cluster, cluster))
+		r.must(h.WriteAt(r.ctx, p, 0, false))
+		r.must(h.Close())
+		r.eventually("it is closed", func() bool { return r.d.Stats().OpenVolumes == 0 })
+		rec, err := r.d.Lookup(r.ctx, "v")
+		r.must(err)
+		r.eventually("it is released", func() bool {
+			rec, err = r.d.Lookup(r.ctx, "v")
+			return err != nil || rec.Owner == ""
+		})
+		r.must(err)
+		list, err := r.fs.ReadDir("/gw/volumes/0000000000000001/log")
+		r.must(err)
+		var left int64
+		for _, e := range list {
+			info, err := e.Info()
+			r.must(err)
+			left += info.Size()
+		}
+		if left > 4096 {
+			t.Errorf("%d bytes of log are left of an idle volume", left)
+		}
+		h = r.open("v")
+		r.check(h, 0, p)
+		if s := r.status(h); s.Lost != "" || s.Stats.RemoteClusters == 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+}

@@ -120,12 +120,12 @@ func (v *Volume) append(ctx context.Context, ops []writebuffer.Op) error {
 		ctx, cancel = v.bound(ctx)
 		defer cancel()
 		v.stats.waits.Add(1)
+		v.d.relieve() // others may hold the room
 		if s := v.d.pool.Stats(); s.DirtyBytes < s.SoftBytes {
 			// Not the pool makes it wait, so the file system is full: the drain makes room.
 			v.starved.Add(1)
 			defer v.starved.Add(-1)
 			v.request()
-			v.d.relieve()
 		}
 		err = v.buf.Append(ctx, ops)
 	}
