@@ -94,3 +94,30 @@ func TestCrashConcurrent(t *testing.T) {
 		volumetest.RunConcurrent(t, plan, 1+r.IntN(6))
 	}
 }
+
+// TestCrashEveryOperation kills the gateway at its first, second, third … operation on the disk
+// and on the object store, until a run has no more of them; from the start of the gateway
+// on, so that each step of creation and recovery has its turn.
+func TestCrashEveryOperation(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a second or two")
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	for _, loss := range []vfs.CrashMode{vfs.CrashLost, vfs.CrashKept} {
+		for _, set := range []func(p *volumetest.Plan, k int64){
+			func(p *volumetest.Plan, k int64) { p.CrashFS = k },
+			func(p *volumetest.Plan, k int64) { p.CrashStore = k },
+		} {
+			k := int64(1)
+			for ; k < 300; k++ {
+				plan := volumetest.Plan{Seed: seed, Rounds: 3, Steps: 20, Clusters: 64, Options: smallOptions(), Loss: loss, CrashOpen: true}
+				set(&plan, k)
+				if !volumetest.Run(t, plan) {
+					break
+				}
+			}
+			t.Logf("%v: %d moments", loss, k-1)
+		}
+	}
+}

@@ -201,3 +201,50 @@ func TestBadStateFile(t *testing.T) {
 		})
 	}
 }
+
+// TestSalvage: flushed records that only the local log has are damaged. The volume does not
+// open by itself; salvaged, it goes on with what is before the damage, and says so.
+func TestSalvage(t *testing.T) {
+	r := newRig(t)
+	h := r.volume("v", 1<<20)
+	p := pattern(1, 0, 8*cluster)
+	r.must(h.WriteAt(r.ctx, p, 0, false))
+	r.must(h.Drain(r.ctx, nil))
+	r.must(h.WriteAt(r.ctx, pattern(2, 0, cluster), 0, true))
+	r.must(h.WriteAt(r.ctx, pattern(3, 0, cluster), 4*cluster, true))
+	r.must(h.WriteAt(r.ctx, pattern(4, 0, cluster), 8*cluster, true))
+	disk := r.fs.(*vfs.Mem).Crash(nil, vfs.CrashLost) // power loss: the map checkpoint of a clean end is not there
+	r.must(h.Close())
+	_ = r.d.Close(r.ctx)
+	r.fs = disk
+
+	const dir = "/gw/volumes/0000000000000001/log"
+	list, err := r.fs.ReadDir(dir)
+	r.must(err)
+	f, err := r.fs.OpenFile(filepath.Join(dir, list[len(list)-1].Name()), os.O_RDWR, 0)
+	r.must(err)
+	size, err := f.Size()
+	r.must(err)
+	_, err = f.WriteAt([]byte("rot"), size/2) // the second of three records
+	r.must(err)
+	r.must(f.Close())
+
+	r.d = r.start(r.opts)
+	_, err = r.d.OpenVolume(r.ctx, "v")
+	r.want(err, volumedriver.ErrCorrupt)
+	if !strings.Contains(err.Error(), "salvage") {
+		t.Errorf("the error does not say what to do: %v", err)
+	}
+	h, err = r.d.Salvage(r.ctx, "v")
+	r.must(err)
+	copy(p, pattern(2, 0, cluster))
+	r.check(h, 0, append(p, make([]byte, cluster)...))
+	if s := r.status(h); s.Lost == "" {
+		t.Error("the loss is not told")
+	}
+	r.must(h.WriteAt(r.ctx, pattern(5, 0, cluster), 8*cluster, true))
+	r.must(h.Drain(r.ctx, nil))
+	r.must(h.Close())
+	r.restart(true)
+	r.check(r.open("v"), 8*cluster, pattern(5, 0, cluster))
+}

@@ -36,6 +36,7 @@ type Options struct {
 	Lease          time.Duration // of ownership; renewed at a third of it; default 30 s
 	OpenTimeout    time.Duration // longest opening of a volume; default 60 s
 	SpaceWait      time.Duration // how long a write waits on a full local file system before ENOSPC; default 30 s; negative: not
+	ReadPatience   time.Duration // how long a read waits for an object store out of reach before it fails; default 15 s; negative: not
 	Tick           time.Duration // period of the housekeeping; default 1 s
 
 	// CheckpointDirty is how many bytes of map pages of a volume may wait for a checkpoint;
@@ -60,6 +61,7 @@ func (o *Options) ensureDefaults() {
 	def(&o.Lease, 30*time.Second)
 	def(&o.OpenTimeout, time.Minute)
 	def(&o.SpaceWait, 30*time.Second)
+	def(&o.ReadPatience, 15*time.Second)
 	def(&o.Tick, time.Second)
 	def(&o.CheckpointDirty, max(o.MapCacheBytes/2, 64<<10))
 	def(&o.CheckpointTLogs, 16)

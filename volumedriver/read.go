@@ -263,7 +263,7 @@ func (v *Volume) readRemote(ctx context.Context, j *readJob, addr uint64, p []by
 	ctx, cancel := v.bound(ctx)
 	defer cancel()
 	v.stats.remoteReads.Add(1)
-	if err := v.d.opts.Store.Read(ctx, v.ns, j.slices); err != nil {
+	if err := v.patiently(ctx, func() error { return v.d.opts.Store.Read(ctx, v.ns, j.slices) }); err != nil {
 		return v.ended(err)
 	}
 	// The store has checked the sums. That it did is checked here, where it is cheap.
@@ -367,7 +367,7 @@ func (v *Volume) Extents(ctx context.Context, off, length uint64, yield func(len
 	defer cancel()
 	addr, skip := off/ClusterSize, off%ClusterSize
 	end := (off + length + ClusterSize - 1) / ClusterSize
-	err := v.loadMap(func() error {
+	err := v.loadMap(ctx, func() error {
 		return v.cmap.Extents(ctx, addr, end-addr, func(n uint64, mapped bool) bool {
 			size := n*ClusterSize - skip
 			addr, skip = addr+n, 0 // a second try goes on from here

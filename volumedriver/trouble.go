@@ -124,3 +124,40 @@ func (v *Volume) insist(what string, f func(ctx context.Context) error) error {
 		pause = min(2*pause, lastPause)
 	}
 }
+
+// patiently calls f again while the object store is out of reach, for as long as a reader
+// is made to wait: a server that restarts shall not be an I/O error.
+func (v *Volume) patiently(ctx context.Context, f func() error) error {
+	err := f()
+	if !errors.Is(err, ErrUnavailable) {
+		if v.readsWait.Load() {
+			v.readsWait.Store(false)
+			v.trouble.set(readTrouble, nil)
+		}
+		return err
+	}
+	limit := time.NewTimer(max(0, v.d.opts.ReadPatience))
+	defer limit.Stop()
+	for pause := firstPause; errors.Is(err, ErrUnavailable); pause = min(2*pause, time.Second) {
+		v.readsWait.Store(true)
+		if v.trouble.set(readTrouble, err) {
+			v.log.Warn("a read waits for the object store", "error", err)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-limit.C:
+			timer.Stop()
+			return err
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+		err = f()
+	}
+	v.readsWait.Store(false)
+	v.trouble.set(readTrouble, nil)
+	return err
+}
+
+const readTrouble = "read from the object store"

@@ -63,6 +63,7 @@ type Volume struct {
 	lastUse    atomic.Int64 // Unix nanoseconds of the last operation, to the tick
 	used       atomic.Bool  // since the last tick
 	garbage    []string     // objects to be deleted with the next commit, which alone uses it
+	readsWait  atomic.Bool  // readTrouble is set
 	settling   atomic.Bool  // a background sync of the log runs
 	starved    atomic.Int32 // writes that found the file system full
 	lost       string       // what recovery could not bring back; "" for nothing. Set before use
@@ -204,16 +205,16 @@ func (v *Volume) lookup(ctx context.Context, addr uint64, out []clustermap.Entry
 	}
 	ctx, cancel := v.bound(ctx)
 	defer cancel()
-	return v.loadMap(func() error { return v.cmap.Get(ctx, addr, out) })
+	return v.loadMap(ctx, func() error { return v.cmap.Get(ctx, addr, out) })
 }
 
 // loadMap calls load, which reads map pages, again where a second try helps: a pack that a
 // checkpoint has just made superfluous is gone, a damaged local copy of a pack is replaced by
 // that of the object store.
-func (v *Volume) loadMap(load func() error) error {
+func (v *Volume) loadMap(ctx context.Context, load func() error) error {
 	var err error
 	for range 4 {
-		err = load()
+		err = v.patiently(ctx, load)
 		var damage *clustermap.CorruptError
 		switch {
 		case errors.As(err, &damage) && v.packs.forgetLocal(damage.Pack):

@@ -392,6 +392,42 @@ func TestOutage(t *testing.T) {
 	r.check(r.open("v"), 0, p)
 }
 
+// TestShortOutage: a read waits for an object store that comes back, and not for ever for
+// one that does not.
+func TestShortOutage(t *testing.T) {
+	r := newRig(t, func(o *volumedriver.Options) { o.ReadPatience = 300 * time.Millisecond })
+	h := r.volume("v", 1<<20)
+	p := pattern(1, 0, 16*cluster)
+	r.must(h.WriteAt(r.ctx, p, 0, false))
+	r.must(h.Drain(r.ctx, nil))
+	r.restart(true)
+	h = r.open("v")
+	var calls atomic.Int32
+	r.store.SetHook(func(context.Context, volumetest.StoreCall) error {
+		if calls.Add(1) <= 3 {
+			return volumedriver.ErrUnavailable
+		}
+		return nil
+	})
+	r.check(h, 0, p)
+	if s := r.status(h); !s.Degraded.IsZero() {
+		t.Errorf("still degraded: %s", s.Reason)
+	}
+	r.store.SetHook(func(context.Context, volumetest.StoreCall) error { return volumedriver.ErrUnavailable })
+	r.want(h.ReadAt(r.ctx, p, 0), volumedriver.ErrUnavailable)
+	ctx, cancel := context.WithTimeout(r.ctx, 5*time.Millisecond)
+	defer cancel()
+	r.want(h.ReadAt(ctx, p, 0), context.DeadlineExceeded)
+	if s := r.status(h); s.Degraded.IsZero() {
+		t.Error("the outage does not show")
+	}
+	r.store.SetHook(nil)
+	r.check(h, 0, p)
+	if s := r.status(h); !s.Degraded.IsZero() {
+		t.Errorf("still degraded: %s", s.Reason)
+	}
+}
+
 // TestLostAnswers: every Apply is done and its answer lost, once. Repeating must be harmless.
 func TestLostAnswers(t *testing.T) {
 	r := newRig(t)

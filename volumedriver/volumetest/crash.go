@@ -52,6 +52,7 @@ type world struct {
 	acked   int // state that the volume has at least after the death of the process
 	flushed int // ... after power loss
 	drained int // ... after the loss of the local directory
+	died    bool
 }
 
 // gateway is a running driver on a disk and connections that can be cut.
@@ -69,8 +70,9 @@ type gateway struct {
 
 const volumeName = "vol"
 
-// Run carries out a plan. It fails the test, with the plan, when anything is wrong.
-func Run(t testing.TB, plan Plan) {
+// Run carries out a plan. It fails the test, with the plan, when anything is wrong. It
+// tells whether the gateway died at a moment that the plan set: if not, there are no more such.
+func Run(t testing.TB, plan Plan) (died bool) {
 	t.Helper()
 	w := &world{t: t, plan: plan, r: rand.New(rand.NewPCG(plan.Seed, 7)), model: NewModel(plan.Clusters * clusterSize)}
 	w.store = NewStore()
@@ -85,6 +87,7 @@ func Run(t testing.TB, plan Plan) {
 			t.Fatalf("plan %+v\nround %d: %v", w.describe(), round, err)
 		}
 	}
+	return w.died
 }
 
 // describe is the plan without what cannot be printed.
@@ -166,9 +169,9 @@ func (g *gateway) kill(ctx context.Context) {
 
 // round: start, check what is there, work until death.
 func (w *world) round(ctx context.Context, round int, last bool) error {
-	armed := w.plan.CrashOpen && round > 0 && !last
+	armed := w.plan.CrashOpen && !last
 	g, err := w.start(ctx, armed)
-	if err == nil && round == 0 {
+	if _, lerr := w.reg.Lookup(ctx, volumeName); err == nil && errors.Is(lerr, fs.ErrNotExist) {
 		_, err = g.d.Create(ctx, volumeName, w.model.Size(), "")
 	}
 	if err == nil {
@@ -196,6 +199,7 @@ func (w *world) round(ctx context.Context, round int, last bool) error {
 			return fmt.Errorf("step %d: %w", step, err)
 		}
 	}
+	w.died = w.died || g.dead.Load()
 	g.kill(ctx)
 	w.disk = w.disk.Crash(w.r, w.plan.Loss)
 	if w.plan.Wipe {
