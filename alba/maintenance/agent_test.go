@@ -262,10 +262,18 @@ func TestRepairOfLostDisks(t *testing.T) {
 		cl.OSD(i).SetDown(true)
 	}
 	check(t, cl, ns, all)
+	run(t, a) // drops what was queued for deletion on the lost disks
+	list, err := cl.ABM.ListOSDs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range list {
+		if o.State == metadata.OSDLost {
+			t.Errorf("OSD %d is still lost although nothing refers to it any more", o.ID)
+		}
+	}
 }
 
-// TestReturnedDisks: with four of six disks left there is no room for repair; objects keep
-// holes, and get their fragments when empty disks come in.
 func TestReturnedDisks(t *testing.T) {
 	cl := albatest.New(t, albatest.Config{Client: clientOptions()})
 	ns := cl.Namespace("v")

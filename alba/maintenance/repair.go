@@ -236,12 +236,12 @@ func (r *repairRound) object(ctx context.Context, ns metadata.NamespaceID, m *me
 	return err
 }
 
-// retire ends the decommissioning of disks that hold nothing any more.
+// retire ends the life of disks that are leaving or lost once they hold nothing any more.
 func (a *Agent) retire(ctx context.Context, w *world, infos []spaceInfo) error {
 	var errs []error
 	for i := range w.osds {
 		o := &w.osds[i]
-		if o.State != metadata.OSDDecommissioning {
+		if o.State != metadata.OSDDecommissioning && o.State != metadata.OSDLost {
 			continue
 		}
 		empty := len(infos) > 0 || len(w.spaces) == 0
@@ -259,7 +259,7 @@ func (a *Agent) retire(ctx context.Context, w *world, infos []spaceInfo) error {
 			errs = append(errs, fmt.Errorf("retire OSD %d: %w", o.ID, err))
 			continue
 		}
-		a.log.Info("OSD decommissioned", "osd", o.ID)
+		a.log.Info("OSD holds nothing any more and is gone", "osd", o.ID)
 	}
 	return errors.Join(errs...)
 }
