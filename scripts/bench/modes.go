@@ -1,0 +1,416 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// modes are the sessions besides the comparison. All of them measure Scoria; steady and
+// sequential take any target, so that a peer can be put beside it.
+var modes = map[string]func(*session, context.Context, *options) error{
+	"compare":    (*session).runCompare,
+	"steady":     (*session).runSteady,
+	"sequential": (*session).runSequential,
+	"cold":       (*session).runCold,
+	"idle":       (*session).runIdle,
+	"restart":    (*session).runRestart,
+	"multi":      (*session).runMulti,
+}
+
+// with starts a target with its image prefilled, calls f and stops it.
+func (s *session) with(ctx context.Context, name string, size int64, prefill bool, f func(*target) error) (err error) {
+	s.env.size = size
+	t, err := s.env.start(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.stop()) }()
+	s.note(t)
+	if prefill {
+		if err := s.prefill(ctx, t); err != nil {
+			return err
+		}
+	}
+	return f(t)
+}
+
+func (s *session) runCompare(ctx context.Context, o *options) error {
+	chosen, err := chosenRows(o.rows)
+	if err != nil {
+		return err
+	}
+	s.env.size = o.size
+	return s.compare(ctx, o.targets, chosen)
+}
+
+// runSteady writes at random for long over an image much larger than the write buffer: is
+// the rate level, and how long does the slowest request wait?
+func (s *session) runSteady(ctx context.Context, o *options) error {
+	for _, name := range o.scorias() {
+		err := s.with(ctx, name, o.steadySize, true, func(t *target) error {
+			for _, base := range []string{"rw4k-q32", "rw4k-q1-f1"} {
+				if err := s.steadyRow(ctx, t, base, o.steadySecs); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) steadyRow(ctx context.Context, t *target, base string, secs int) error {
+	r, err := rowByName(base)
+	if err != nil {
+		return err
+	}
+	r.name = "steady-" + base
+	l := load{row: r, uris: []string{t.uri}, size: s.env.size, secs: secs, log: s.sub(t.name + "-" + base)}
+	v, err := s.measure(ctx, t, l)
+	if err != nil {
+		s.fail(t, r.name, 0, err)
+		return ctx.Err()
+	}
+	rates, err := readRates(l.log + "_iops.1.log")
+	if err != nil {
+		return err
+	}
+	steadiness(rates, v)
+	s.keep(t, r.name, 0, v)
+	s.result.Series = append(s.result.Series, series{r.name, t.name, rates})
+	return nil
+}
+
+// runSequential writes an image larger than the write buffer once, until all of it is on
+// the disk servers: drained_MBps is the figure.
+func (s *session) runSequential(ctx context.Context, o *options) error {
+	r, err := rowByName("sw1m-q4-end")
+	if err != nil {
+		return err
+	}
+	for _, name := range o.scorias() {
+		err := s.with(ctx, name, o.sequentialSize, false, func(t *target) error {
+			for round := range s.rounds {
+				if err := s.once(ctx, t, r.named("sustained-sw1m", r.depth), round, []string{t.uri}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runCold reads what is in no cache: everything is drained, the gateway's folder (with the
+// data that the write buffer still holds) is deleted, the block cache is small and the page
+// cache is emptied before each run. Then the same with a disk server down.
+func (s *session) runCold(ctx context.Context, o *options) error {
+	s.env.size = o.coldSize
+	sys, err := s.system(ctx, "cold", true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sys.stop()) }()
+	if err = sys.create(ctx, "bench", s.env.size); err != nil {
+		return err
+	}
+	if err = s.prefill(ctx, sys.target("bench", false)); err != nil {
+		return err
+	}
+	if err = sys.stopGateway(); err != nil {
+		return err
+	}
+	if err = os.RemoveAll(filepath.Join(sys.dir, "data", "gateway")); err != nil {
+		return err
+	}
+	if err = sys.start(ctx, "--block-cache", "1MiB"); err != nil {
+		return err
+	}
+	t := sys.target("bench", false)
+	t.name = "scoria-remote"
+	s.note(t)
+	if err = s.coldRows(ctx, t, "cold-"); err != nil {
+		return err
+	}
+	if err = sys.osds[0].stop(); err != nil {
+		return err
+	}
+	sys.osds = sys.osds[1:]
+	t = sys.target("bench", false)
+	t.name = "scoria-remote"
+	return s.coldRows(ctx, t, "degraded-")
+}
+
+func (s *session) coldRows(ctx context.Context, t *target, prefix string) error {
+	for round := range s.rounds {
+		for _, name := range []string{"rr4k-q1", "rr4k-q32", "sr1m-q4"} {
+			r, err := rowByName(name)
+			if err != nil {
+				return err
+			}
+			if err := dropCaches(); err != nil {
+				s.tell("%v: cold reads may be warm", err)
+			}
+			v, err := s.measure(ctx, t, load{row: r, uris: []string{t.uri}, size: s.env.size, secs: s.secs})
+			if err != nil {
+				s.fail(t, prefix+name, round, err)
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				continue
+			}
+			s.keep(t, prefix+name, round, v)
+		}
+	}
+	return nil
+}
+
+// system starts a Scoria in a folder of its own.
+func (s *session) system(ctx context.Context, name string, remote bool) (*scoria, error) {
+	dir := s.sub(name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	sys, err := s.env.newScoria(ctx, dir, remote)
+	if err != nil {
+		return nil, err
+	}
+	if err := sys.start(ctx); err != nil {
+		return nil, errors.Join(err, sys.stop())
+	}
+	return sys, nil
+}
+
+// runIdle measures a system that nobody uses.
+func (s *session) runIdle(ctx context.Context, o *options) error {
+	for _, n := range o.idleVolumes {
+		if err := s.idle(ctx, n, o.idleSecs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) idle(ctx context.Context, volumes, secs int) (err error) {
+	sys, err := s.system(ctx, fmt.Sprintf("idle-%d", volumes), false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sys.stop()) }()
+	for i := range volumes {
+		if err := sys.create(ctx, fmt.Sprintf("v%d", i), 1<<30); err != nil {
+			return err
+		}
+	}
+	// One volume has been written to, as in real life; its late work is over when we look.
+	t := sys.target("v0", false)
+	r, err := rowByName("rw4k-q32")
+	if err != nil {
+		return err
+	}
+	if _, err := s.measure(ctx, t, load{row: r, uris: []string{t.uri}, size: 1 << 30, secs: 1}); err != nil {
+		return err
+	}
+	s.note(t)
+	before, err := take(t.pids, s.device)
+	if err != nil {
+		return err
+	}
+	if err := pause(ctx, time.Duration(secs)*time.Second); err != nil {
+		return err
+	}
+	after, err := take(t.pids, s.device)
+	if err != nil {
+		return err
+	}
+	s.keep(t, fmt.Sprintf("idle-%d", volumes), 0, values{
+		"idle_percent": (after.cpu - before.cpu) / after.at.Sub(before.at).Seconds() * 100,
+		"idle_written": float64(after.written-before.written) / after.at.Sub(before.at).Seconds(),
+		"rss_MiB":      float64(after.rss) / (1 << 20),
+	})
+	return nil
+}
+
+// pause is part of what is measured: time in which nothing happens.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// runRestart measures the time from the start of the process to the first answer, after a
+// clean stop and after kill -9 in the middle of writes.
+func (s *session) runRestart(ctx context.Context, o *options) (err error) {
+	s.env.size = o.restartSize
+	sys, err := s.system(ctx, "restart", false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sys.stop()) }()
+	if err := sys.create(ctx, "bench", s.env.size); err != nil {
+		return err
+	}
+	t := sys.target("bench", false)
+	s.note(t)
+	if err := s.prefill(ctx, t); err != nil {
+		return err
+	}
+	for round := range s.rounds {
+		if err := sys.stopGateway(); err != nil {
+			return err
+		}
+		if err := s.restarted(ctx, sys, "restart-clean", round, 0); err != nil {
+			return err
+		}
+		dirty, err := s.killUnderLoad(ctx, sys)
+		if err != nil {
+			return err
+		}
+		if err := s.restarted(ctx, sys, "restart-killed", round, dirty); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// killUnderLoad kills the gateway while a client writes, and returns how much acknowledged
+// data was not on the disk servers then. It waits for the buffer to be as full as it gets.
+func (s *session) killUnderLoad(ctx context.Context, sys *scoria) (float64, error) {
+	r, err := rowByName("rw4k-q32")
+	if err != nil {
+		return 0, err
+	}
+	loadCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		// It fails by design: its server is killed.
+		_, _ = load{row: r, uris: []string{sys.uri("bench", false)}, size: s.env.size, secs: 120}.run(loadCtx)
+	}()
+	dirty := 0.0
+	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); {
+		now, err := sys.counters(ctx)
+		if err != nil {
+			return 0, err
+		}
+		dirty = now["scoria_write_buffer_dirty_bytes"]
+		if dirty >= 0.9*now["scoria_write_buffer_limit_bytes"] {
+			break
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return 0, err
+		}
+	}
+	sys.gateway.kill()
+	sys.gateway = nil
+	cancel()
+	<-ended
+	return dirty, nil
+}
+
+// restarted starts the gateway and reads one block. The reading program's own start is in the time.
+func (s *session) restarted(ctx context.Context, sys *scoria, row string, round int, dirty float64) error {
+	begin := time.Now()
+	if err := sys.start(ctx); err != nil {
+		return err
+	}
+	ready := time.Since(begin)
+	if err := command(ctx, "qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", sys.uri("bench", false)); err != nil {
+		return err
+	}
+	v := values{"ready_s": ready.Seconds(), "first_io_s": time.Since(begin).Seconds(), "dirty_MiB": dirty / (1 << 20)}
+	s.result.Runs = append(s.result.Runs, run{row, "scoria", round, v})
+	s.tell("%s: ready after %.2f s, first answer after %.2f s, %.0f MiB to recover", row, v["ready_s"], v["first_io_s"], v["dirty_MiB"])
+	return nil
+}
+
+// multiDepth is the number of requests in flight of all connections together; more
+// connections than that have one each.
+const multiDepth = 64
+
+// runMulti compares many connections to a volume, and many volumes, with one of each.
+func (s *session) runMulti(ctx context.Context, o *options) (err error) {
+	s.env.size = o.size
+	sys, err := s.system(ctx, "multi", false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sys.stop()) }()
+	type shape struct {
+		name string
+		t    *target
+		uris []string
+		size int64 // of each volume
+	}
+	var shapes []shape
+	for _, n := range o.multiVolumes {
+		sh := shape{name: fmt.Sprintf("volumes%d", n), size: max(s.env.size/int64(n), 4<<20) &^ (1<<20 - 1)}
+		var names []string
+		for i := range n {
+			name := fmt.Sprintf("m%d-%d", n, i)
+			if err := sys.create(ctx, name, sh.size); err != nil {
+				return err
+			}
+			names, sh.uris = append(names, name), append(sh.uris, sys.uri(name, false))
+		}
+		sh.t = sys.target(names[0], false)
+		sh.t.drain = func(ctx context.Context) error { return sys.drainAll(ctx, names) }
+		r := row{name: "prefill", rw: "write", block: "1m", depth: 1, once: true, large: true}
+		if _, err := s.measure(ctx, sh.t, load{row: r, uris: sh.uris, size: sh.size}); err != nil {
+			return err
+		}
+		shapes = append(shapes, sh)
+	}
+	for _, n := range o.multiConnections {
+		first := shapes[0]
+		first.name, first.uris = fmt.Sprintf("connections%d", n), strings.Split(strings.Repeat(first.uris[0]+" ", n-1)+first.uris[0], " ")
+		shapes = append(shapes, first)
+	}
+	s.note(shapes[0].t)
+	for round := range s.rounds {
+		for _, base := range []string{"rr4k-q32", "rw4k-q32"} {
+			r, err := rowByName(base)
+			if err != nil {
+				return err
+			}
+			for _, sh := range rotate(shapes, round) {
+				name := sh.name + "-" + r.name[:4]
+				l := load{row: r.named(name, max(1, multiDepth/len(sh.uris))), uris: sh.uris, size: sh.size, secs: s.secs}
+				v, err := s.measure(ctx, sh.t, l)
+				if err != nil {
+					s.fail(sh.t, name, round, err)
+					if ctx.Err() != nil {
+						return ctx.Err()
+					}
+					continue
+				}
+				s.keep(sh.t, name, round, v)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *scoria) drainAll(ctx context.Context, volumes []string) error {
+	for _, v := range volumes {
+		if err := s.run(ctx, "volume", "drain", v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
