@@ -130,6 +130,10 @@ func TestSteadiness(t *testing.T) {
 	if v["steady_iops"] != 100 || v["worst_second_iops"] != 5 || v["rate_deviation"] != 0.2 {
 		t.Errorf("%v", v)
 	}
+	short := values{}
+	if steadiness(rates[:20], short); len(short) != 2 {
+		t.Errorf("a short run has a deviation: %v", short)
+	}
 	steadiness(nil, v) // a run that broke off has no rates
 }
 

@@ -64,7 +64,7 @@ func steadiness(rates []float64, v values) {
 		worst = min(worst, r)
 	}
 	v["steady_iops"], v["worst_second_iops"] = m, worst
-	if m > 0 {
+	if m > 0 && len(windows) > 1 { // one window deviates from nothing
 		for _, w := range windows {
 			v["rate_deviation"] = max(v["rate_deviation"], max(w-m, m-w)/m)
 		}

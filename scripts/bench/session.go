@@ -197,6 +197,10 @@ func (s *session) note(t *target) {
 
 func (s *session) keep(t *target, row string, round int, v values) {
 	s.result.Runs = append(s.result.Runs, run{row, t.name, round, v})
+	if _, ok := v["iops"]; !ok {
+		s.tell("%-16s %-14s %v", row, t.name, v)
+		return
+	}
 	s.tell("%-16s %-14s %9.0f /s %8.1f MB/s  p50 %7.0f p99 %8.0f us  other %.2f cores",
 		row, t.name, v["iops"], v["MBps"], v["p50_us"], v["p99_us"], v["other_cores"])
 }
