@@ -29,12 +29,12 @@ func TestIdleCost(t *testing.T) {
 			}
 		}
 	}
-	time.Sleep(12 * time.Second) // let them settle: this measures, it does not synchronize
+	<-time.After(12 * time.Second) // let them settle: this measures, it does not synchronize
 	var a, b syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &a); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(5 * time.Second)
+	<-time.After(5 * time.Second)
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &b); err != nil {
 		t.Fatal(err)
 	}

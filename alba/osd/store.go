@@ -64,9 +64,9 @@ type Store struct {
 var _ API = (*Store)(nil)
 
 type counters struct {
-	applies, puts, deletes, reads, readBlocks     atomic.Uint64
-	bytesWritten, bytesRead, syncs, groups        atomic.Uint64
-	assertFailures, corruptBlocks, punched, wrote atomic.Uint64
+	applies, puts, deletes, reads, readBlocks atomic.Uint64
+	bytesWritten, bytesRead, syncs, groups    atomic.Uint64
+	assertFailures, corruptBlocks             atomic.Uint64
 }
 
 // Open opens the store in dir, which it makes if there is none, and recovers it to the state

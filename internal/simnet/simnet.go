@@ -284,4 +284,3 @@ func (l *listener) closeLocked() {
 	l.queue = nil
 	l.n.changed.Broadcast()
 }
-

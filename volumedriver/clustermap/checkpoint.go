@@ -255,7 +255,7 @@ func (c *Checkpoint) walkDropped(ctx context.Context) error {
 		c.walked.charge(d.ref)
 		var n *inner
 		if err == nil {
-			_, n, err = m.decode(want{d.ref, d.level, d.index}, b)
+			_, n, err = m.decode(want(d), b)
 		}
 		if err != nil {
 			continue // lost: what is below counts as live until cleaning looks at it
