@@ -66,7 +66,7 @@ var _ API = (*Store)(nil)
 type counters struct {
 	applies, puts, deletes, reads, readBlocks atomic.Uint64
 	bytesWritten, bytesRead, syncs, groups    atomic.Uint64
-	assertFailures, corruptBlocks             atomic.Uint64
+	assertFailures, corruptBlocks, wrote      atomic.Uint64
 }
 
 // Open opens the store in dir, which it makes if there is none, and recovers it to the state
