@@ -349,7 +349,7 @@ func (v *Volume) Drain(ctx context.Context, progress func(Drained)) error {
 		news := v.drain.news.wait()
 		done := v.committed()
 		if progress != nil {
-			progress(Drained{Target: max(target, done), Committed: done, Bytes: v.buf.DirtyBytes()})
+			progress(Drained{Target: max(target, done), Committed: done, Bytes: v.undrainedBytes()})
 		}
 		if done >= target {
 			return nil
@@ -373,4 +373,12 @@ func (v *Volume) noteCommitted(began time.Time) {
 	} else {
 		v.dirtySince.Store(began.UnixNano())
 	}
+}
+
+// undrainedBytes is what of the local log is still to go; headers of empty segments are not.
+func (v *Volume) undrainedBytes() int64 {
+	if v.buf.LastSeq() <= v.committed() {
+		return 0
+	}
+	return v.buf.DirtyBytes()
 }

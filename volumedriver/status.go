@@ -98,7 +98,7 @@ func (v *Volume) Status() VolumeStatus {
 	log := v.buf.Stats()
 	s := VolumeStatus{
 		ID: v.id, Namespace: v.ns, Name: v.Name(), Size: v.Size(), Epoch: v.epoch, Durability: DurabilityLocal,
-		LastSeq: v.buf.LastSeq(), CommittedSeq: h.Seq, DirtyBytes: log.DirtyBytes, CachedBytes: log.CachedBytes, TLogs: len(h.TLogs),
+		LastSeq: v.buf.LastSeq(), CommittedSeq: h.Seq, DirtyBytes: v.undrainedBytes(), CachedBytes: log.CachedBytes, TLogs: len(h.TLogs),
 		Lost: v.lost, Map: v.cmap.Stats(), Log: log, Stats: v.Stats(),
 	}
 	s.Mapped = s.Map.Mapped * ClusterSize
@@ -156,7 +156,7 @@ func (d *Driver) Stats() DriverStats {
 	s := DriverStats{Pool: d.pool.Stats(), MapCache: d.mapCache.Stats()}
 	for _, v := range d.volumes() {
 		s.OpenVolumes++
-		s.DirtyBytes += v.buf.DirtyBytes()
+		s.DirtyBytes += v.undrainedBytes()
 	}
 	_, s.Lease = d.renewErr.get()
 	return s

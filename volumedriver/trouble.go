@@ -129,8 +129,8 @@ func (v *Volume) insist(what string, f func(ctx context.Context) error) error {
 // is made to wait: a server that restarts shall not be an I/O error.
 func (v *Volume) patiently(ctx context.Context, f func() error) error {
 	err := f()
-	if !errors.Is(err, ErrUnavailable) {
-		if v.readsWait.Load() {
+	if !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+		if err == nil && v.readsWait.Load() {
 			v.readsWait.Store(false)
 			v.trouble.set(readTrouble, nil)
 		}
