@@ -23,6 +23,10 @@ import (
 // more likely not mounted, and making new ones in its place would only bury that.
 const maxReplaced = 2
 
+// segmentSize is how much of a disk each in-process disk server takes at a time, in bytes: six
+// of them on one small disk should not take 1.5 GiB for the first object.
+const segmentSize = 64 << 20
+
 // disk is a disk server of this system, in this process or reached over TCP.
 type disk struct {
 	name string // "osd-3" or HOST:PORT
@@ -102,7 +106,7 @@ func openDisks(d *dataDir, cfg *Config) (*disks, error) {
 		g.Go(func() error {
 			dir := cfg.dir(d, k.name)
 			s, err := osd.Open(dir, osd.Options{
-				UUID: d.id.OSDs[i], Capacity: cfg.OSDCapacity, Sharers: len(ds.list), Shared: ds.shared,
+				UUID: d.id.OSDs[i], Capacity: cfg.OSDCapacity, Sharers: len(ds.list), Shared: ds.shared, SegmentSize: segmentSize,
 				Logger: cfg.Logger.With("osd", k.name),
 			})
 			if err != nil {
