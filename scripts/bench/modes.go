@@ -256,6 +256,9 @@ func pause(ctx context.Context, d time.Duration) error {
 // connections than that have one each.
 const multiDepth = 64
 
+// multiRows are what many connections do: the last is a storm of FLUSHes.
+var multiRows = []struct{ row, short string }{{"rr4k-q32", "rr4k"}, {"rw4k-q32", "rw4k"}, {"rw4k-q1-f1", "flush"}}
+
 // runMulti compares many connections to a volume, and many volumes, with one of each.
 func (s *session) runMulti(ctx context.Context, o *options) (err error) {
 	s.env.size = o.size
@@ -296,13 +299,13 @@ func (s *session) runMulti(ctx context.Context, o *options) (err error) {
 	}
 	s.note(shapes[0].t)
 	for round := range s.rounds {
-		for _, base := range []string{"rr4k-q32", "rw4k-q32"} {
-			r, err := rowByName(base)
+		for _, base := range multiRows {
+			r, err := rowByName(base.row)
 			if err != nil {
 				return err
 			}
 			for _, sh := range rotate(shapes, round) {
-				name := sh.name + "-" + r.name[:4]
+				name := sh.name + "-" + base.short
 				l := load{row: r.named(name, max(1, multiDepth/len(sh.uris))), uris: sh.uris, size: sh.size, secs: s.secs}
 				v, err := s.measure(ctx, sh.t, l)
 				if err != nil {
