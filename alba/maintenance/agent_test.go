@@ -476,3 +476,47 @@ func TestLeaseAndRun(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestPolicyUpgrade: what was written while disks were away is made anew, with more
+// protection, when they are back.
+func TestPolicyUpgrade(t *testing.T) {
+	cl := albatest.New(t, albatest.Config{OSDs: 6, Client: clientOptions()})
+	ns := cl.Namespace("v")
+	for i := range 3 {
+		cl.SetState(cl.OSD(i), metadata.OSDDecommissioning) // takes no new fragments
+	}
+	if err := cl.Client.RefreshOSDs(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all := fill(t, cl, ns, 5, 1<<20+5)
+	policies := func() (out []metadata.Policy) {
+		for name := range all {
+			m, err := cl.Client.Stat(t.Context(), ns, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, m.Policy)
+		}
+		return out
+	}
+	best := cl.Config.Preset.Policies[0]
+	for _, p := range policies() {
+		if p.K == best.K && p.M == best.M {
+			t.Fatalf("policy %v with three disks", p)
+		}
+	}
+	for i := range 3 {
+		cl.SetState(cl.OSD(i), metadata.OSDClaimed)
+	}
+	a := newAgent(t, cl, maintenance.Options{})
+	run(t, a, maintenance.TaskRepair)
+	for _, p := range policies() {
+		if p.K != best.K || p.M != best.M {
+			t.Errorf("policy %v with all disks back, want %v", p, best)
+		}
+	}
+	if n := a.Status().Fallback; n != 0 {
+		t.Errorf("%d objects are said to be left", n)
+	}
+	check(t, cl, ns, all)
+}

@@ -55,6 +55,9 @@ func (a *Agent) repair(ctx context.Context, w *world) error {
 	if err := r.weak(ctx, infos); err != nil {
 		errs = append(errs, err)
 	}
+	if err := r.upgrade(ctx, infos, usable(w.osds, leaving)); err != nil {
+		errs = append(errs, err)
+	}
 	a.update(TaskRepair, func(s *TaskStatus) { s.Left = weakObjects(infos) + r.left })
 	if err := a.retire(ctx, w, infos); err != nil {
 		errs = append(errs, err)

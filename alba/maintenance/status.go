@@ -15,6 +15,9 @@ type Status struct {
 	Tasks map[Task]TaskStatus
 	// Unreadable lists objects that have lost more than their policy bears, at most 100.
 	Unreadable []UnreadableObject
+	// Fallback counts objects that were stored under a lesser policy of their preset than the
+	// disks allow now: they bear less loss than new ones.
+	Fallback uint64
 }
 
 // TaskStatus is the progress of one kind of work.
@@ -44,7 +47,13 @@ const maxUnreadable = 100
 func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return Status{Tasks: maps.Clone(a.mu.status.Tasks), Unreadable: slices.Clone(a.mu.status.Unreadable)}
+	return Status{Tasks: maps.Clone(a.mu.status.Tasks), Unreadable: slices.Clone(a.mu.status.Unreadable), Fallback: a.mu.status.Fallback}
+}
+
+func (a *Agent) setFallback(n uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.mu.status.Fallback = n
 }
 
 func (a *Agent) update(t Task, f func(*TaskStatus)) {
