@@ -68,6 +68,22 @@ func TestGoalsAreMeasurable(t *testing.T) {
 	}
 }
 
+// TestUncachedReadsDoNotCount: a "cached" read that came from the disk servers, or of which
+// nobody knows where it came from, reaches no goal.
+func TestUncachedReadsDoNotCount(t *testing.T) {
+	g := goal{row: "r", figure: "iops", cached: true, bound: 1}
+	for read, want := range map[float64]bool{0: true, 0.02: true, 0.1: false, math.NaN(): false} {
+		v := values{"iops": 5}
+		if !math.IsNaN(read) {
+			v["backend_read"] = read
+		}
+		d := &result{Runs: []run{{"r", "scoria", 0, v}}}
+		if got := d.check(g); got.reached != want {
+			t.Errorf("%v of the reads not cached: reached %t", read, got.reached)
+		}
+	}
+}
+
 func TestVerdictsCountWhatWasMissed(t *testing.T) {
 	text, missed := sample().verdicts()
 	if missed != 1 || !strings.Contains(text, "| rr4k-q1 | iops | scoria | ≥ 1 × nbdkit-mem | 0.95 | **not reached** |") {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -45,7 +46,20 @@ func (s *session) runCompare(ctx context.Context, o *options) error {
 		return err
 	}
 	s.env.size = o.size
+	defer s.cache(o.size)()
 	return s.compare(ctx, o.targets, chosen)
+}
+
+// cachedTimes is how many times the used images the write buffer is where reads are to be cached.
+const cachedTimes = 4
+
+// cache gives Scoria a write buffer that keeps so many bytes on its own disk, as they fit into the
+// page cache or the memory of other servers; overwritten data takes room there until its
+// segment goes. It returns what undoes it. Arguments of the user's come later and win.
+func (s *session) cache(bytes int64) (restore func()) {
+	before := s.env.scoriaArgs
+	s.env.scoriaArgs = append([]string{"--write-buffer", strconv.FormatInt(max(1<<30, cachedTimes*bytes), 10)}, before...)
+	return func() { s.env.scoriaArgs = before }
 }
 
 // runSteady writes at random for long over an image much larger than the write buffer: is
@@ -262,6 +276,7 @@ var multiRows = []struct{ row, short string }{{"rr4k-q32", "rr4k"}, {"rw4k-q32",
 // runMulti compares many connections to a volume, and many volumes, with one of each.
 func (s *session) runMulti(ctx context.Context, o *options) (err error) {
 	s.env.size = o.size
+	defer s.cache(o.size * int64(len(o.multiVolumes)))()
 	sys, err := s.system(ctx, "multi", false)
 	if err != nil {
 		return err

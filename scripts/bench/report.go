@@ -217,6 +217,8 @@ func (d *result) verdicts() (string, int) {
 		switch {
 		case math.IsNaN(v.value):
 			is, word = "–", "not measured"
+		case v.missed != 0:
+			word = fmt.Sprintf("does not count: %.0f %% of the reads were not cached", v.missed*100)
 		case !v.reached:
 			missed++
 			word = "**not reached**"

@@ -15,7 +15,7 @@ func sample() *result {
 	d := &result{Kinds: map[string]kind{"scoria": kinds["scoria"]}, Order: []string{"scoria", "nbdkit-mem", "scoria"}, Machine: machine{Commit: "<&>"}}
 	for round, pair := range [][2]float64{{80, 100}, {120, 110}} {
 		d.Runs = append(d.Runs,
-			run{"rr4k-q1", "scoria", round, values{"iops": pair[0], "cpu_us": 13, "other_cores": 0.1}},
+			run{"rr4k-q1", "scoria", round, values{"iops": pair[0], "cpu_us": 13, "backend_read": 0.01, "other_cores": 0.1}},
 			run{"rr4k-q1", "nbdkit-mem", round, values{"iops": pair[1], "cpu_us": 10, "other_cores": 0.9}})
 	}
 	return d
