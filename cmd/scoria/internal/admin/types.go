@@ -178,6 +178,8 @@ type Maintenance struct {
 	Tasks []Task `json:"tasks"`
 	// Unreadable are objects that have lost more fragments than their policy bears (at most 100).
 	Unreadable []UnreadableObject `json:"unreadable"`
+	// Fallback counts objects with less protection than the disk servers allow now.
+	Fallback uint64 `json:"fallback"`
 }
 
 // Task is the progress of one kind of maintenance.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"time"
 )
 
 // Config says how to run a one-machine system. The zero value of a field means the default
@@ -26,6 +27,10 @@ type Config struct {
 	MapCache    int64  // bytes of RAM for cluster maps; 256 MiB
 	BlockCache  int64  // bytes of RAM for blocks read from disk servers; 64 MiB
 	OSDCapacity uint64 // bytes that each in-process disk server may use; 0: what the file system has
+
+	DrainDelay  time.Duration // age at which dirty data goes to the disk servers; 30 s, < 0: only when it must
+	SpaceWait   time.Duration // how long a write waits for a full file system before ENOSPC; 30 s, < 0: not
+	Maintenance time.Duration // between rounds of maintenance; 10 s
 
 	Version string
 	Logger  *slog.Logger

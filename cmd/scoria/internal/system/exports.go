@@ -2,9 +2,11 @@ package system
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync"
 
 	"scoria/nbd"
 	"scoria/volumedriver"
@@ -12,7 +14,10 @@ import (
 
 // exports resolves NBD export names: a name is a volume's. `volume@snapshot` will be
 // resolved here too.
-type exports struct{ driver *volumedriver.Driver }
+type exports struct {
+	driver   *volumedriver.Driver
+	failures *failures
+}
 
 var (
 	_ nbd.Exports   = exports{}
@@ -26,6 +31,9 @@ func (e exports) Open(ctx context.Context, name string) (*nbd.Export, func(), er
 		return nil, nil, fmt.Errorf("volume %q has no snapshot %q: %w", volume, snapshot, fs.ErrNotExist)
 	}
 	h, err := e.driver.OpenVolume(ctx, name)
+	if ctx.Err() == nil {
+		e.failures.note(name, err)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -43,4 +51,37 @@ func (e exports) List(ctx context.Context) ([]nbd.ExportInfo, error) {
 		out[i] = nbd.ExportInfo{Name: r.Name, Description: "Scoria volume"}
 	}
 	return out, nil
+}
+
+// maxFailures bounds how many volumes' failures are remembered.
+const maxFailures = 1000
+
+// failures remembers why volumes could not be opened at the last try, so that status tells it
+// also when no client tries any more.
+type failures struct {
+	mu sync.Mutex
+	by map[string]string // by volume name
+}
+
+// note remembers the outcome of opening a volume.
+func (f *failures) note(volume string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		delete(f.by, volume)
+		return
+	}
+	if f.by == nil {
+		f.by = make(map[string]string)
+	}
+	if _, known := f.by[volume]; known || len(f.by) < maxFailures {
+		f.by[volume] = err.Error()
+	}
+}
+
+// of returns why a volume could not be opened, "" if it could or nobody tried.
+func (f *failures) of(volume string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.by[volume]
 }

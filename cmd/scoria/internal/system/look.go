@@ -23,6 +23,9 @@ import (
 // infoTimeout bounds how long a disk server may take to say how it is.
 const infoTimeout = 3 * time.Second
 
+// nearlyFull is the part of a disk server's capacity that should stay free: a tenth.
+const nearlyFull = 10
+
 // sample is what status and metrics are made of, taken at one time.
 type sample struct {
 	nbd         nbd.Stats
@@ -61,8 +64,11 @@ func problems(s *sample, vols []admin.Volume) []string {
 		if o.Problem != "" {
 			out = append(out, fmt.Sprintf("disk server %s: %s", osdLabel(o), o.Problem))
 		}
-		if o.Full {
+		switch {
+		case o.Full:
 			out = append(out, fmt.Sprintf("disk server %s is full", osdLabel(o)))
+		case o.Capacity > 0 && o.Used > o.Capacity-o.Capacity/nearlyFull:
+			out = append(out, fmt.Sprintf("disk server %s is nearly full: %d of %d bytes are used", osdLabel(o), o.Used, o.Capacity))
 		}
 	}
 	for _, v := range vols {
@@ -80,6 +86,9 @@ func problems(s *sample, vols []admin.Volume) []string {
 		if t.Name == string(maintenance.TaskRepair) && t.Left > 0 {
 			out = append(out, fmt.Sprintf("%d objects lack fragments and wait for repair", t.Left))
 		}
+	}
+	if n := s.maintenance.Fallback; n > 0 {
+		out = append(out, fmt.Sprintf("%d objects were stored with less protection than the disk servers allow now, and wait to be made anew", n))
 	}
 	for _, u := range s.maintenance.Unreadable {
 		out = append(out, fmt.Sprintf("object %s of namespace %d is damaged beyond repair: %s", u.Name, u.Namespace, u.Problem))
@@ -118,7 +127,7 @@ func (s *System) Status(context.Context) (admin.Status, error) {
 }
 
 func adminMaintenance(st maintenance.Status) admin.Maintenance {
-	out := admin.Maintenance{Tasks: []admin.Task{}, Unreadable: []admin.UnreadableObject{}}
+	out := admin.Maintenance{Tasks: []admin.Task{}, Unreadable: []admin.UnreadableObject{}, Fallback: st.Fallback}
 	for _, name := range maintenance.Tasks() {
 		t := st.Tasks[name]
 		out.Tasks = append(out.Tasks, admin.Task{
@@ -144,12 +153,18 @@ func (s *System) OSDs(ctx context.Context) ([]admin.OSD, error) {
 	if err != nil {
 		return nil, adminError(driverError(err))
 	}
+	left, err := s.leftOnLost(ctx, recs)
+	if err != nil {
+		return nil, adminError(driverError(err))
+	}
 	out := make([]admin.OSD, 0, len(recs))
 	for _, r := range recs {
 		o := admin.OSD{ID: uint32(r.ID), UUID: r.UUID, Node: r.Node, Addr: r.Addr, State: osdStates[r.State], Capacity: r.Capacity, Used: r.Used, Full: r.Full, LastSeen: r.LastSeen}
 		switch r.State {
 		case metadata.OSDLost:
-			o.Problem = "lost; what it held is being repaired elsewhere"
+			if n := left[r.ID]; n > 0 {
+				o.Problem = fmt.Sprintf("lost; %d fragments that it held are being made anew elsewhere", n)
+			}
 		case metadata.OSDGone:
 		default:
 			s.askOSD(ctx, r, &o)
@@ -168,6 +183,25 @@ func (s *System) OSDs(ctx context.Context) ([]admin.OSD, error) {
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })
 	return out, nil
+}
+
+// leftOnLost counts the fragments that lost disk servers held and that are not yet elsewhere.
+// One on which nothing is left is no problem any more, though it stays listed.
+func (s *System) leftOnLost(ctx context.Context, recs []metadata.OSD) (map[metadata.OSDID]uint64, error) {
+	if !slices.ContainsFunc(recs, func(r metadata.OSD) bool { return r.State == metadata.OSDLost }) {
+		return nil, nil
+	}
+	infos, err := s.nsm.Namespaces(ctx)
+	if err != nil {
+		return nil, err
+	}
+	left := make(map[metadata.OSDID]uint64)
+	for _, i := range infos {
+		for id, u := range i.PerOSD {
+			left[id] += u.Fragments
+		}
+	}
+	return left, nil
 }
 
 func (s *System) askOSD(ctx context.Context, r metadata.OSD, o *admin.OSD) {

@@ -65,9 +65,10 @@ type System struct {
 		sync.Mutex
 		why error // nil: ready
 	}
-	closers []func(context.Context) error // in the order of opening; closed in reverse
-	once    sync.Once
-	err     error
+	failures failures
+	closers  []func(context.Context) error // in the order of opening; closed in reverse
+	once     sync.Once
+	err      error
 }
 
 // Start starts a whole system and returns when it serves. On an error everything that was
@@ -216,7 +217,7 @@ func (s *System) openStore(ctx, run context.Context) error {
 	if err := reg.removeOrphans(ctx); err != nil {
 		return err
 	}
-	agent, err := maintenance.New(maintenance.Options{Client: c, ABM: s.abm, Name: s.data.id.Gateway, Logger: s.cfg.Logger})
+	agent, err := maintenance.New(maintenance.Options{Client: c, ABM: s.abm, Name: s.data.id.Gateway, Interval: s.cfg.Maintenance, Logger: s.cfg.Logger})
 	if err != nil {
 		return fmt.Errorf("maintenance: %w", err)
 	}
@@ -229,7 +230,7 @@ func (s *System) openStore(ctx, run context.Context) error {
 func (s *System) openDriver(ctx, _ context.Context) error {
 	d, err := volumedriver.Open(ctx, volumedriver.Options{
 		Dir: s.cfg.dir(s.data, "gateway"), Store: objectStore{s.client}, Registry: registry{abm: s.abm, client: s.client, gateway: s.data.id.Gateway},
-		GatewayID: s.data.id.Gateway, WriteBufferBytes: s.cfg.WriteBuffer, MapCacheBytes: s.cfg.MapCache, Logger: s.cfg.Logger,
+		GatewayID: s.data.id.Gateway, WriteBufferBytes: s.cfg.WriteBuffer, MapCacheBytes: s.cfg.MapCache, DrainDelay: s.cfg.DrainDelay, SpaceWait: s.cfg.SpaceWait, Logger: s.cfg.Logger,
 	})
 	if err != nil {
 		return fmt.Errorf("volume driver: %w", err)
@@ -240,7 +241,7 @@ func (s *System) openDriver(ctx, _ context.Context) error {
 }
 
 func (s *System) serve(_, run context.Context) error {
-	srv, err := nbd.NewServer(nbd.Options{Exports: exports{s.driver}, Logger: s.cfg.Logger})
+	srv, err := nbd.NewServer(nbd.Options{Exports: exports{s.driver, &s.failures}, Logger: s.cfg.Logger})
 	if err != nil {
 		return fmt.Errorf("NBD server: %w", err)
 	}

@@ -45,6 +45,9 @@ func (s *System) adminVolume(r volumedriver.Record) admin.Volume {
 	}
 	st, open := s.driver.Status(r.ID)
 	if !open {
+		if why := s.failures.of(r.Name); why != "" {
+			v.State, v.Problem = "failed", "cannot be opened: "+why
+		}
 		return v
 	}
 	v.State, v.Size, v.Mapped, v.Epoch, v.Clients = "open", st.Size, st.Mapped, st.Epoch, st.Handles
@@ -112,6 +115,7 @@ func (s *System) UpdateVolume(ctx context.Context, name string, in admin.UpdateV
 		if err := s.driver.Rename(ctx, name, in.Name); err != nil {
 			return admin.Volume{}, adminError(err)
 		}
+		s.failures.note(name, nil)
 		name = in.Name
 	}
 	return s.Volume(ctx, name)
@@ -119,7 +123,11 @@ func (s *System) UpdateVolume(ctx context.Context, name string, in admin.UpdateV
 
 // DeleteVolume implements admin.Volumes.
 func (s *System) DeleteVolume(ctx context.Context, name string, force bool) error {
-	return adminError(s.driver.Delete(ctx, name, force))
+	if err := s.driver.Delete(ctx, name, force); err != nil {
+		return adminError(err)
+	}
+	s.failures.note(name, nil)
+	return nil
 }
 
 // Drain implements admin.Volumes. Without wait it goes on after the answer.
