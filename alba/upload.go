@@ -328,6 +328,7 @@ func (c *Client) applyBatch(ctx context.Context, id metadata.OSDID, b *osd.Batch
 	}
 	api, err := c.handle(k)
 	if err != nil {
+		c.failed(k, err) // else the next put would choose it again, and all after that
 		return err
 	}
 	tags := k.tags.take(ridingTags)
