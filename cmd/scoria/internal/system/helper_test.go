@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -35,9 +36,13 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	logger := slog.New(slog.DiscardHandler)
+	if testing.Verbose() {
+		logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
 	r := &rig{t: t, dir: dir, cfg: Config{
 		Data: filepath.Join(dir, "data"), NBD: []string{"unix:" + filepath.Join(dir, "nbd")}, Admin: "127.0.0.1:0",
-		WriteBuffer: 64 << 20, MapCache: 8 << 20, BlockCache: 1 << 20, DrainDelay: -1, SpaceWait: time.Second, Maintenance: time.Hour, Version: "test",
+		WriteBuffer: 64 << 20, MapCache: 8 << 20, BlockCache: 1 << 20, DrainDelay: -1, SpaceWait: time.Second, Maintenance: time.Hour, Version: "test", Logger: logger,
 	}}
 	t.Cleanup(func() {
 		r.stop()
