@@ -43,7 +43,7 @@ stress: ## crash, model and stress tests in a loop for STRESS_SECONDS (300)
 	@scripts/stress.sh $(STRESS_SECONDS)
 
 sim: ## the simulations (crash at every write, model against volume) once, with long settings
-	@SCORIA_STRESS=1 scripts/stress.sh 1
+	@scripts/stress.sh 121
 
 drill: ## fault drills on running systems
 	@scripts/drill.sh
