@@ -117,9 +117,16 @@ func flip(name string, r *rand.Rand) (err error) {
 	if err != nil {
 		return err
 	}
-	b, at := make([]byte, 1), r.Int64N(info.Size())
-	if _, err := f.ReadAt(b, at); err != nil {
-		return err
+	b := make([]byte, 1)
+	var at int64
+	for range 10000 { // preallocated space that was never written harms nobody
+		at = r.Int64N(info.Size())
+		if _, err := f.ReadAt(b, at); err != nil {
+			return err
+		}
+		if b[0] != 0 {
+			break
+		}
 	}
 	b[0] ^= byte(1 + r.IntN(255))
 	_, err = f.WriteAt(b, at)
