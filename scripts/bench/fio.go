@@ -92,6 +92,7 @@ func (l load) run(ctx context.Context) (*outcome, error) {
 	if l.row.once {
 		limit += time.Duration(l.size/(2<<20)) * time.Second // 2 MiB/s
 	}
+	interrupted := ctx
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
@@ -100,6 +101,8 @@ func (l load) run(ctx context.Context) (*outcome, error) {
 	err := cmd.Run()
 	o, perr := parseFio(stdout.Bytes())
 	switch {
+	case interrupted.Err() != nil:
+		return nil, interrupted.Err()
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("fio %s: not finished within %v: %w", l.row.name, limit, ctx.Err())
 	case err != nil:

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -113,7 +112,7 @@ func (s *session) runSequential(ctx context.Context, o *options) error {
 	for _, name := range o.scorias() {
 		err := s.with(ctx, name, o.sequentialSize, false, func(t *target) error {
 			for round := range s.rounds {
-				if err := s.once(ctx, t, r.named("sustained-sw1m", r.depth), round, []string{t.uri}); err != nil {
+				if err := s.once(ctx, t, r.named("sustained-sw1m", r.depth), round); err != nil {
 					return err
 				}
 			}
@@ -129,7 +128,7 @@ func (s *session) runSequential(ctx context.Context, o *options) error {
 // runCold reads what is in no cache: everything is drained, the gateway's folder (with the
 // data that the write buffer still holds) is deleted, the block cache is small and the page
 // cache is emptied before each run. Then the same with a disk server down.
-func (s *session) runCold(ctx context.Context, o *options) error {
+func (s *session) runCold(ctx context.Context, o *options) (err error) {
 	s.env.size = o.coldSize
 	sys, err := s.system(ctx, "cold", true)
 	if err != nil {
@@ -166,7 +165,16 @@ func (s *session) runCold(ctx context.Context, o *options) error {
 	return s.coldRows(ctx, t, "degraded-")
 }
 
+// coldRows runs the read rows. A second of reads goes before, unmeasured: map and manifests
+// are read once, and are no matter of data caches.
 func (s *session) coldRows(ctx context.Context, t *target, prefix string) error {
+	first, err := rowByName("rr4k-q32")
+	if err != nil {
+		return err
+	}
+	if _, err := (load{row: first, uris: []string{t.uri}, size: s.env.size, secs: 1}).run(ctx); err != nil {
+		return err
+	}
 	for round := range s.rounds {
 		for _, name := range []string{"rr4k-q1", "rr4k-q32", "sr1m-q4"} {
 			r, err := rowByName(name)
@@ -264,84 +272,4 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-// multiDepth is the number of requests in flight of all connections together; more
-// connections than that have one each.
-const multiDepth = 64
-
-// multiRows are what many connections do: the last is a storm of FLUSHes.
-var multiRows = []struct{ row, short string }{{"rr4k-q32", "rr4k"}, {"rw4k-q32", "rw4k"}, {"rw4k-q1-f1", "flush"}}
-
-// runMulti compares many connections to a volume, and many volumes, with one of each.
-func (s *session) runMulti(ctx context.Context, o *options) (err error) {
-	s.env.size = o.size
-	defer s.cache(o.size * int64(len(o.multiVolumes)))()
-	sys, err := s.system(ctx, "multi", false)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, sys.stop()) }()
-	type shape struct {
-		name string
-		t    *target
-		uris []string
-		size int64 // of each volume
-	}
-	var shapes []shape
-	for _, n := range o.multiVolumes {
-		sh := shape{name: fmt.Sprintf("volumes%d", n), size: max(s.env.size/int64(n), 4<<20) &^ (1<<20 - 1)}
-		var names []string
-		for i := range n {
-			name := fmt.Sprintf("m%d-%d", n, i)
-			if err := sys.create(ctx, name, sh.size); err != nil {
-				return err
-			}
-			names, sh.uris = append(names, name), append(sh.uris, sys.uri(name, false))
-		}
-		sh.t = sys.target(names[0], false)
-		sh.t.drain = func(ctx context.Context) error { return sys.drainAll(ctx, names) }
-		r := row{name: "prefill", rw: "write", block: "1m", depth: 1, once: true, large: true}
-		if _, err := s.measure(ctx, sh.t, load{row: r, uris: sh.uris, size: sh.size}); err != nil {
-			return err
-		}
-		shapes = append(shapes, sh)
-	}
-	for _, n := range o.multiConnections {
-		first := shapes[0]
-		first.name, first.uris = fmt.Sprintf("connections%d", n), strings.Split(strings.Repeat(first.uris[0]+" ", n-1)+first.uris[0], " ")
-		shapes = append(shapes, first)
-	}
-	s.note(shapes[0].t)
-	for round := range s.rounds {
-		for _, base := range multiRows {
-			r, err := rowByName(base.row)
-			if err != nil {
-				return err
-			}
-			for _, sh := range rotate(shapes, round) {
-				name := sh.name + "-" + base.short
-				l := load{row: r.named(name, max(1, multiDepth/len(sh.uris))), uris: sh.uris, size: sh.size, secs: s.secs}
-				v, err := s.measure(ctx, sh.t, l)
-				if err != nil {
-					s.fail(sh.t, name, round, err)
-					if ctx.Err() != nil {
-						return ctx.Err()
-					}
-					continue
-				}
-				s.keep(sh.t, name, round, v)
-			}
-		}
-	}
-	return nil
-}
-
-func (s *scoria) drainAll(ctx context.Context, volumes []string) error {
-	for _, v := range volumes {
-		if err := s.run(ctx, "volume", "drain", v); err != nil {
-			return err
-		}
-	}
-	return nil
 }

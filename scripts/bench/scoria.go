@@ -164,8 +164,13 @@ func (s *scoria) counters(ctx context.Context) (map[string]float64, error) {
 	return out, sc.Err()
 }
 
+// commandTimeout bounds the longest command: a drain of all that a write buffer holds.
+const commandTimeout = 15 * time.Minute
+
 // command runs a program and returns what it printed when it fails.
 func command(ctx context.Context, program string, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
 	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s %s: %w: %s", filepath.Base(program), strings.Join(args, " "), err, tail(string(out)))

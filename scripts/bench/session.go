@@ -44,7 +44,7 @@ func (s *session) compare(ctx context.Context, names []string, chosen []row) (er
 	for round := range s.rounds {
 		for _, r := range chosen {
 			for _, t := range rotate(targets, round) {
-				if err := s.once(ctx, t, r, round, []string{t.uri}); err != nil {
+				if err := s.once(ctx, t, r, round); err != nil {
 					return err
 				}
 			}
@@ -79,16 +79,23 @@ func (s *session) prefill(ctx context.Context, t *target) error {
 	return nil
 }
 
-// once runs a row once and keeps the figures. A failure is kept and told, and is an error
-// only when the session was interrupted.
-func (s *session) once(ctx context.Context, t *target, r row, round int, uris []string) error {
+// once runs a row once on the target's image and keeps the figures.
+func (s *session) once(ctx context.Context, t *target, r row, round int) error {
+	uris := []string{t.uri}
+	return s.onceOn(ctx, t, r, round, load{uris: uris, size: s.env.size}, uris)
+}
+
+// onceOn runs a row once where l says; reads find the images in toWarm read. A failure is
+// kept and told, and is an error only when the session was interrupted.
+func (s *session) onceOn(ctx context.Context, t *target, r row, round int, l load, toWarm []string) error {
 	if r.reads() && !r.writes() {
-		if err := s.warm(ctx, t); err != nil {
+		if err := warm(ctx, toWarm, l.size); err != nil {
 			s.fail(t, r.name, round, err)
 			return ctx.Err()
 		}
 	}
-	v, err := s.measure(ctx, t, load{row: r, uris: uris, size: s.env.size, secs: s.secs})
+	l.row, l.secs = r, s.secs
+	v, err := s.measure(ctx, t, l)
 	if err != nil {
 		s.fail(t, r.name, round, err)
 		return ctx.Err()
@@ -97,9 +104,10 @@ func (s *session) once(ctx context.Context, t *target, r row, round int, uris []
 	return nil
 }
 
-// warm reads the image once: a "cached" read must find the caches as full as they get.
-func (s *session) warm(ctx context.Context, t *target) error {
-	l := load{row: row{name: "warm", rw: "read", block: "1m", depth: 4, once: true}, uris: []string{t.uri}, size: s.env.size}
+// warm reads images once: a "cached" read must find the caches as full as they get. What was
+// written past the page cache (O_DIRECT) is in none until it is read.
+func warm(ctx context.Context, uris []string, size int64) error {
+	l := load{row: row{name: "warm", rw: "read", block: "1m", depth: 1, once: true}, uris: uris, size: size}
 	_, err := l.run(ctx)
 	return err
 }
@@ -205,7 +213,11 @@ func (s *session) keep(t *target, row string, round int, v values) {
 		row, t.name, v["iops"], v["MBps"], v["p50_us"], v["p99_us"], v["other_cores"])
 }
 
+// fail keeps and tells a failure; an interrupted run is none.
 func (s *session) fail(t *target, row string, round int, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
 	s.result.Failures = append(s.result.Failures, failure{row, t.name, round, err.Error()})
 	s.tell("%-16s %-14s FAILED: %v", row, t.name, err)
 }

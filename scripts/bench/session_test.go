@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -76,6 +78,46 @@ func TestOptions(t *testing.T) {
 		if _, err := parse([]string{bad}, io.Discard); err == nil {
 			t.Errorf("%s is accepted", bad)
 		}
+	}
+}
+
+// TestInterruptedRunIsNoFailure: what was measured stays, what was broken off is no result.
+func TestInterruptedRunIsNoFailure(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s := &session{out: io.Discard, result: &result{}}
+	_, err := load{row: rows[0], uris: []string{"nbd://127.0.0.1:1/"}, size: 1 << 20, secs: 1}.run(ctx)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want the interruption", err)
+	}
+	s.fail(&target{}, "rr4k-q1", 0, err)
+	s.fail(&target{}, "rr4k-q32", 0, io.ErrUnexpectedEOF)
+	if f := s.result.Failures; len(f) != 1 || f[0].Row != "rr4k-q32" {
+		t.Errorf("failures: %v", f)
+	}
+}
+
+// TestChildThatEndsIsAnError: a server that dies early says why, and one that is asked to end ends.
+func TestChildThatEndsIsAnError(t *testing.T) {
+	dead, err := spawn(t.TempDir(), "sh", "-c", "echo reason >&2; exit 3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dead.waitReady(t.Context()); err == nil || !strings.Contains(err.Error(), "reason") {
+		t.Errorf("%v: the reason is missing", err)
+	}
+	if err := dead.stop(); err == nil {
+		t.Error("a server that had ended by itself stopped well")
+	}
+	live, err := spawn(t.TempDir(), "sh", "-c", "echo starting; echo ready; exec cat /dev/zero >/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := live.waitReady(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := live.stop(); err != nil {
+		t.Error(err)
 	}
 }
 
