@@ -11,4 +11,4 @@ for tool in fio nbdkit qemu-nbd qemu-img; do
 	command -v "$tool" >/dev/null || { echo "bench: $tool is missing (make deps): the comparison is SKIPPED" >&2; exit 0; }
 done
 scripts/build.sh
-exec scripts/bench/run.sh
+exec scripts/bench/run.sh "$@"
