@@ -1,7 +1,8 @@
 #!/bin/bash
 # The kernel's own NBD client: a guest attaches two volumes, makes ext4 and xfs, copies, syncs and
 # loses power; the server restarts; a second boot checks every file. Software emulation (no KVM
-# needed): correctness only. SERVER=scoria|nbdkit, ATTACH=nbd-client|scoria.
+# needed): correctness only. SERVER=scoria|nbdkit, ATTACH=nbd-client|scoria. With ATTACH=scoria a third
+# boot writes while the server is killed and started again: attach has to reconnect, no write may fail.
 source "$(dirname "$0")/../lib.sh"
 ATTACH=${ATTACH:-nbd-client}
 begin "vm-$ATTACH"
@@ -14,6 +15,7 @@ at=$(clock)
 cp "$root/build/vm/initrd" "$work/initrd" # a run beside this one may make a new one
 figure "$at" "$(tail -n 1 "$work/image.log")"
 
+outage_done=""
 boot() { # boot STEP
 	local at pid i
 	at=$(clock)
@@ -25,6 +27,11 @@ boot() { # boot STEP
 	later "kill -KILL $pid"
 	for ((i = 0; i < 3000; i++)); do
 		kill -0 $pid 2>/dev/null || break
+		if [ "$1" = outage ] && [ -z "$outage_done" ] && grep -aq '^guest: outage, please' "$work/console.$1"; then
+			outage_done=1
+			server_stop KILL
+			server_start
+		fi
 		sleep 0.1
 	done
 	if kill -0 $pid 2>/dev/null; then
@@ -45,4 +52,5 @@ boot write
 server_stop KILL
 server_start
 boot verify
+[ "$ATTACH" != scoria ] || boot outage
 say "passed (SERVER=$SERVER, ATTACH=$ATTACH)"
