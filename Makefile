@@ -33,7 +33,7 @@ fmt: ## format the Go sources
 fuzz: ## every fuzz target for FUZZTIME (10s) each
 	@scripts/fuzz.sh $(FUZZTIME)
 
-bench: ## micro-benchmarks; the comparison with peers when scripts/bench is there
+bench: ## micro-benchmarks, then Scoria beside other NBD servers
 	@scripts/bench.sh
 
 e2e: build ## real clients, a guest kernel, kill -9 and garbage against bin/scoria

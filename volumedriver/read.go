@@ -336,7 +336,7 @@ func (v *Volume) tryRun(addr uint64, entries []clustermap.Entry, part []byte) bo
 	counter := &v.stats.localClusters
 	if !ok {
 		counter = &v.stats.cachedClusters
-		if !v.ahead.take(nil, addr, entries, part) &&
+		if !v.ahead.take(noWait, addr, entries, part) &&
 			!v.d.opts.Store.TryRead(v.ns, Slice{Name: scoName(loc.SCO()), Off: uint64(loc.Index()) * ClusterSize, Data: part}) {
 			return false
 		}

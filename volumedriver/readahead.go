@@ -138,7 +138,14 @@ func (c *chunk) fill(v *Volume, number, n uint64) {
 	c.data, c.ok = data, true
 }
 
-// take fills part from chunks, waiting for those on their way if ctx is not nil. false: it
+// noWait is a context that has ended: take with it takes only what is there already.
+var noWait = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// take fills part from chunks, waiting until ctx ends for those on their way. false: it
 // could not, and part may have been changed.
 func (r *readAhead) take(ctx context.Context, addr uint64, entries []clustermap.Entry, part []byte) bool {
 	if r.busy.Load() == 0 {
@@ -164,13 +171,9 @@ func (r *readAhead) take(ctx context.Context, addr uint64, entries []clustermap.
 }
 
 func (c *chunk) take(ctx context.Context, at int, entries []clustermap.Entry, part []byte) bool {
-	if ctx == nil {
-		select {
-		case <-c.ready:
-		default:
-			return false
-		}
-	} else {
+	select {
+	case <-c.ready:
+	default: // with noWait this is the end
 		select {
 		case <-c.ready:
 		case <-ctx.Done():

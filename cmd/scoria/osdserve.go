@@ -66,7 +66,7 @@ func serveOSD(ctx context.Context, srv *osd.Server, ln net.Listener) error {
 	stop, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	err := errors.Join(srv.Shutdown(stop), srv.Close())
-	if serr := <-done; serr != nil && !errors.Is(serr, net.ErrClosed) && !errors.Is(serr, osd.ErrUnavailable) {
+	if serr := <-done; serr != nil && !errors.Is(serr, osd.ErrServerClosed) {
 		err = errors.Join(err, serr)
 	}
 	return err

@@ -33,7 +33,7 @@ func TestKill(t *testing.T) {
 		go func() {
 			defer close(killed)
 			for done.Load() < stopAt {
-				time.Sleep(100 * time.Microsecond) // polling another process' progress
+				<-time.After(100 * time.Microsecond) // polling another process' progress
 			}
 			kill()
 		}()
@@ -188,7 +188,7 @@ func TestFullDiskServers(t *testing.T) {
 // until polls a condition of another part of the system.
 func (r *rig) until(what string, ok func() bool) {
 	r.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); !ok(); <-time.After(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			r.t.Fatalf("%s: not after 20 s; status %+v", what, r.status())
 		}

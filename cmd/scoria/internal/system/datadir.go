@@ -174,15 +174,6 @@ func (d *dataDir) save() error {
 	return nil
 }
 
-// sub returns a directory below, made if need be. It may be a link to another disk.
-func (d *dataDir) sub(name string) (string, error) {
-	p := filepath.Join(d.path, name)
-	if err := vfs.OS.MkdirAll(p, 0o700); err != nil {
-		return "", fmt.Errorf("%w %s: %w", ErrDataDir, d.path, err)
-	}
-	return p, nil
-}
-
 // Close gives the lock back.
 func (d *dataDir) Close() error {
 	d.once.Do(func() { d.err = d.lock.Close() })

@@ -82,7 +82,7 @@ func TestMetrics(t *testing.T) {
 	}
 	ours := 0
 	for name, f := range families {
-		if f.GetHelp() == "" || !model.IsValidLegacyMetricName(name) {
+		if f.GetHelp() == "" || !model.LegacyValidation.IsValidMetricName(name) {
 			t.Errorf("%s: help %q", name, f.GetHelp())
 		}
 		if !strings.HasPrefix(name, "scoria_") {
