@@ -436,3 +436,28 @@ func TestDirectRefused(t *testing.T) {
 	}
 	checkData(t, b, j.list())
 }
+
+// What the owner has been told of is covered by a Sync from then on, also one that begins
+// before Append has returned: a checkpoint of the owner's state relies on it.
+func TestAppliedIsCoveredBySync(t *testing.T) {
+	ctx := t.Context()
+	opts := testOptions(vfs.NewMem(vfs.MemOptions{}), newTestPool(t, PoolOptions{}), new(journal))
+	var b *Buffer
+	opts.Applied = func(entries []Entry) {
+		last := entries[len(entries)-1].Seq
+		if err := b.Sync(ctx); err != nil {
+			t.Error(err)
+		}
+		if got := b.SyncedSeq(); got < last {
+			t.Errorf("record %d was applied, a Sync then covered up to %d", last, got)
+		}
+	}
+	b = create(t, opts)
+	r := rand.New(rand.NewPCG(5, 6))
+	for range 20 {
+		if err := b.Append(ctx, randomOps(r, 4, 16)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closeBuffer(t, b)
+}

@@ -327,10 +327,12 @@ func (s *scratch) commit(b *Buffer) error {
 	b.mu.Unlock()
 	b.pool.settle(grown)
 	b.openBytes.Store(t.size)
+	// Before Applied: whoever sees the owner's state with these records, and calls Sync to make
+	// it safe to say so on disk, must have them covered.
+	b.lastSeq.Store(t.seq)
 	if len(s.entries) > 0 {
 		b.opts.Applied(s.entries)
 	}
-	b.lastSeq.Store(t.seq)
 	for i, m := range s.marks {
 		m.r.next, m.r.part = m.next, m.part
 		if m.part == 0 {
