@@ -18,6 +18,7 @@ type history struct {
 	acked   []uint64   // per sector: newest acknowledged
 	acks    uint64
 	visible []uint64 // per sector: what the last check saw
+	floor   uint64   // every write up to here had been drained
 }
 
 func newHistory(seed uint64, sectors int) *history {

@@ -150,17 +150,32 @@ func loadAndKill(o options, h *history, r *rand.Rand) error {
 			})
 		}
 	}
-	timer := time.NewTimer(time.Duration(r.Int64N(int64(o.load)) + int64(50*time.Millisecond)))
-	defer timer.Stop()
-	var err error
-	select {
-	case <-timer.C:
-	case err = <-errs:
+	err := untilKill(r, o.load, errs)
+	if err == nil && o.wipe != "" { // what is drained now must survive the loss of the write buffer; what follows may
+		h.mu.Lock()
+		floor := h.next - min(h.next, 1) // the last may be on its way
+		h.mu.Unlock()
+		if err = o.server.Command("volume", "drain", o.server.Volume, "--wait"); err == nil {
+			h.floor = max(h.floor, floor)
+			err = untilKill(r, o.load, errs)
+		}
 	}
 	killed.Store(true)
 	err = errors.Join(err, o.server.Kill())
 	wg.Wait()
 	return err
+}
+
+// untilKill waits for a random time, or for the first error.
+func untilKill(r *rand.Rand, longest time.Duration, errs <-chan error) error {
+	timer := time.NewTimer(time.Duration(r.Int64N(int64(longest)) + int64(50*time.Millisecond)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case err := <-errs:
+		return err
+	}
 }
 
 // writer writes until the connection dies. All writers of one sector would race for the
@@ -248,5 +263,9 @@ func verify(o options, h *history) (newest uint64, err error) {
 			return 0, fmt.Errorf("read back at %d: %w", at, err)
 		}
 	}
-	return h.check(volume, o.connections == 1 && o.depth == 1, o.wipe != "")
+	newest, err = h.check(volume, o.connections == 1 && o.depth == 1, o.wipe != "")
+	if err == nil && newest < h.floor {
+		err = fmt.Errorf("newest write visible is %d, though all up to %d had been drained", newest, h.floor)
+	}
+	return newest, err
 }
