@@ -44,7 +44,8 @@ type Node struct {
 	snapshots     atomic.Uint64
 	snapshotNow   chan struct{}
 	halted        chan struct{} // closed by machine.halt
-	closing       chan struct{}
+	closing       chan struct{} // closed when Close begins
+	stopped       chan struct{} // closed when Raft has stopped
 	closeOnce     sync.Once
 	closeErr      error
 	wg            sync.WaitGroup // background goroutines and waiting futures
@@ -66,7 +67,7 @@ func Open(opts Options) (n *Node, err error) {
 	}
 	n = &Node{
 		opts: opts, dir: d, applying: make(chan struct{}, maxApplying), snapshotNow: make(chan struct{}, 1),
-		halted: make(chan struct{}), closing: make(chan struct{}),
+		halted: make(chan struct{}), closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if err := n.start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open metadata node %q in %s: %w", opts.ID, opts.Dir, err), n.Close())
@@ -365,11 +366,19 @@ func (n *Node) Apply(ctx context.Context, envelope []byte) ([]byte, error) {
 	err := n.await(ctx, func() error {
 		defer func() { <-n.applying }()
 		f := n.raft.Apply(envelope, 0)
-		if err := f.Error(); err != nil {
+		answered := make(chan error, 1)
+		go func() { answered <- f.Error() }()
+		select {
+		case err := <-answered:
+			if err == nil {
+				reply = f.Response()
+			}
 			return err
+		case <-n.stopped:
+			// Raft never answers what was still in its queue when it stopped (nothing but the
+			// goroutine above remains of it). Whether it was logged is not known.
+			return ErrClosed
 		}
-		reply = f.Response()
-		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -460,6 +469,7 @@ func (n *Node) Close() error {
 		var errs []error
 		if n.raft != nil {
 			errs = append(errs, n.stopRaft())
+			close(n.stopped)
 		} else if t, ok := n.transport.(raft.WithClose); ok {
 			errs = append(errs, t.Close())
 		}
