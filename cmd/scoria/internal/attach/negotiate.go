@@ -39,6 +39,9 @@ const (
 	flagMultiConn = 1 << 8
 )
 
+// errSilent ends a handshake with a server that does not get on with it.
+var errSilent = fmt.Errorf("the server did not complete the handshake within %v", handshakeTimeout)
+
 // Export is what the server told about the volume.
 type Export struct {
 	Size     uint64 // bytes
@@ -106,19 +109,16 @@ func Connect(ctx context.Context, t Target) (*os.File, Export, error) {
 		return nil, Export{}, fmt.Errorf("connect to the NBD server: %w", err)
 	}
 	defer conn.Close() //nolint:errcheck // the file holds a duplicate; on errors nothing is lost
-	deadline := time.Now().Add(handshakeTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, Export{}, fmt.Errorf("set handshake deadline: %w", err)
-	}
+	hctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, errSilent)
+	defer cancel()
+	// The end of hctx, by time or by the caller, interrupts whatever the handshake waits for.
+	alive := context.AfterFunc(hctx, func() { conn.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a closed connection waits for nothing
 	exp, err := negotiate(conn, t.Volume)
+	if !alive() && hctx.Err() != nil {
+		err = context.Cause(hctx)
+	}
 	if err != nil {
 		return nil, Export{}, fmt.Errorf("negotiate volume %q with %s: %w", t.Volume, t.Address, err)
-	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		return nil, Export{}, fmt.Errorf("clear handshake deadline: %w", err)
 	}
 	fc, ok := conn.(interface{ File() (*os.File, error) })
 	if !ok {

@@ -118,26 +118,36 @@ func TestConnectEnds(t *testing.T) {
 	target := Target{Network: "tcp", Address: ln.Addr().String(), Volume: "v"}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, _, err := Connect(ctx, target); err == nil {
-		t.Error("connected to a silent server")
+	if _, _, err := Connect(ctx, target); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a silent server: %v", err)
 	}
 	ctx, cancel = context.WithCancel(t.Context())
-	accepted := make(chan struct{})
-	go func() { // the first connection of this listener was never accepted: take both
-		for range 2 {
-			c, err := ln.Accept()
-			if err != nil {
-				break
-			}
+	defer cancel()
+	served := make(chan error, 1)
+	go func() { // cancels once the client is in the middle of the handshake
+		c, err := ln.Accept() // that of the first Connect, long gone
+		if err == nil {
+			c.Close()
+			c, err = ln.Accept()
+		}
+		if err == nil {
 			defer c.Close()
+			if _, err = c.Write(greeting(flagFixed)); err == nil {
+				_, err = io.ReadFull(c, make([]byte, 20)) // its request: it now waits for the reply
+			}
 		}
 		cancel()
-		<-accepted
+		if err == nil {
+			_, err = io.Copy(io.Discard, c) // until the client hangs up
+		}
+		served <- err
 	}()
 	if _, _, err := Connect(ctx, target); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	close(accepted)
+	if err := <-served; err != nil {
+		t.Errorf("server: %v", err)
+	}
 }
 
 // talk is a server that has said all its lines before, and takes whatever is sent.
