@@ -20,6 +20,7 @@ type drainState struct {
 	wake     chan struct{} // wakes the loop; of capacity 1
 	pressed  atomic.Bool   // the write buffer is filling up: drain what there is
 	target   atomic.Uint64 // commit at least up to this record
+	urgent   atomic.Uint64 // and up to this one as fast as possible: somebody waits for it
 	uploaded atomic.Uint64 // bytes of SCOs stored since the volume was opened
 
 	mu struct {
@@ -39,6 +40,7 @@ type drainState struct {
 // upload is an SCO on its way.
 type upload struct {
 	sco  writebuffer.ClosedSCO
+	turn bool // it has the turn of those that are in no hurry
 	done bool
 }
 
@@ -70,27 +72,37 @@ func (v *Volume) pressure() {
 	v.d.relieve()
 }
 
-// request asks for everything that is in the log now to be committed. It returns the
-// number of the last record, 0 if there is nothing to do.
+// request asks for everything that is in the log now to be committed as fast as possible.
+// It returns the number of the last record, 0 if there is nothing to do.
 func (v *Volume) request() uint64 {
 	last := v.aim()
 	if last != 0 {
+		raise(&v.drain.urgent, last)
 		v.kick()
 	}
 	return last
 }
 
-// aim is request for the loop itself.
+// age asks for everything that is in the log now to be committed, without hurry.
+func (v *Volume) age() {
+	if v.aim() != 0 {
+		v.kick()
+	}
+}
+
+// aim makes everything that is in the log now wanted in the object store.
 func (v *Volume) aim() uint64 {
 	last := v.buf.LastSeq()
 	if last <= v.committed() {
 		return 0
 	}
-	for {
-		old := v.drain.target.Load()
-		if old >= last || v.drain.target.CompareAndSwap(old, last) {
-			return last
-		}
+	raise(&v.drain.target, last)
+	return last
+}
+
+// raise makes a at least n.
+func raise(a *atomic.Uint64, n uint64) {
+	for old := a.Load(); old < n && !a.CompareAndSwap(old, n); old = a.Load() {
 	}
 }
 
@@ -120,9 +132,11 @@ type drainLoop struct {
 	events     chan func()
 	queue      []*upload // scheduled and not committed, in order
 	next       []writebuffer.ClosedSCO
-	scheduled  uint64 // last SCO in queue or before
-	closed     uint64 // the open SCO was closed behind this record
-	active     int    // uploads running
+	scheduled  uint64    // last SCO in queue or before
+	closed     uint64    // the open SCO was closed behind this record
+	active     int       // uploads running
+	turn       bool      // held for the next upload
+	queued     time.Time // since when it waits for the turn; zero: it does not
 	committing bool
 }
 
@@ -130,6 +144,15 @@ type drainLoop struct {
 func (l *drainLoop) wait() {
 	for l.active > 0 || l.committing {
 		(<-l.events)()
+	}
+	l.pass()
+}
+
+// pass gives the turn to others if it is held.
+func (l *drainLoop) pass() {
+	if l.turn {
+		l.turn = false
+		<-l.v.d.pace.turn
 	}
 }
 
@@ -147,23 +170,50 @@ func (l *drainLoop) step() bool {
 	if len(l.next) == 0 && l.active == 0 && !l.committing && l.mayEnd() {
 		return false
 	}
+	if len(l.next) > 0 && (l.next[0].Clusters == 0 || l.next[0].Uploaded) {
+		l.take().done = true // nothing to upload but its TLog section
+		return true
+	}
+	l.pause()
+	return true
+}
+
+// pause waits until an upload can begin, which it begins, or until there is news.
+func (l *drainLoop) pause() {
+	v := l.v
 	var buffers chan []byte
+	var turn chan struct{}
+	var again <-chan time.Time
 	if len(l.next) > 0 {
-		if l.next[0].Clusters == 0 || l.next[0].Uploaded {
-			l.take().done = true // nothing to upload but its TLog section
-			return true
+		yes, inTurn := l.mayStart()
+		switch {
+		case !yes:
+			l.pass()
+			l.queued = time.Time{}
+		case inTurn && !l.turn && !l.turnIsStuck():
+			turn = v.d.pace.turn
+		default:
+			buffers = v.d.buffers
 		}
-		buffers = v.d.buffers
+		if !yes || inTurn {
+			t := time.NewTimer(calmWindow)
+			defer t.Stop()
+			again = t.C
+		}
+	} else {
+		l.pass()
 	}
 	select {
 	case b := <-buffers:
 		l.start(l.take(), b)
+	case turn <- struct{}{}:
+		l.turn, l.queued = true, time.Time{}
 	case f := <-l.events:
 		f()
 	case <-v.drain.wake:
+	case <-again:
 	case <-v.ctx.Done():
 	}
-	return true
 }
 
 // mayEnd ends the loop unless somebody has kicked it since its last look.
@@ -208,8 +258,12 @@ func (l *drainLoop) take() *upload {
 // start uploads an SCO in the background, from buffer b (which may be nil or too small).
 func (l *drainLoop) start(u *upload, b []byte) {
 	l.active++
+	u.turn, l.turn = l.turn, false
 	l.v.background.Go(func() {
 		err := l.v.upload(u.sco, b)
+		if u.turn {
+			<-l.v.d.pace.turn
+		}
 		l.events <- func() {
 			l.active--
 			u.done = err == nil

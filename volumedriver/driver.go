@@ -20,7 +20,8 @@ type Driver struct {
 	opts      Options
 	pool      *writebuffer.Pool
 	mapCache  *clustermap.Cache
-	buffers   chan []byte  // for SCOs on their way to the object store; also their bound
+	buffers   chan []byte // for SCOs on their way to the object store; also their bound
+	pace      pace
 	readAhead atomic.Int64 // bytes that read-ahead may still take
 	ctx       context.Context
 	cancel    context.CancelFunc
@@ -86,6 +87,7 @@ func Open(ctx context.Context, opts Options) (*Driver, error) {
 	for range opts.Uploads {
 		d.buffers <- nil
 	}
+	d.pace.init()
 	d.readAhead.Store(max(0, opts.ReadAheadBytes))
 	d.mu.entries = make(map[uint64]*entry)
 	d.ctx, d.cancel = context.WithCancel(context.Background())

@@ -136,7 +136,7 @@ func (d *Driver) tickVolumes(now time.Time) {
 		}
 		since := v.dirtySince.Load()
 		if since != 0 && d.opts.DrainDelay >= 0 && now.UnixNano()-since > int64(d.opts.DrainDelay) {
-			v.request()
+			v.age()
 		}
 		if now.UnixNano()-v.lastUse.Load() > int64(readAheadIdle) {
 			v.ahead.dropAll()

@@ -129,6 +129,36 @@ func (p *Pool) press() {
 	}
 }
 
+// Fill says how much of a Pool waits for the object store, and so how hard it should drain.
+type Fill int
+
+// The levels, from little to much.
+const (
+	FillLow    Fill = iota // far from the soft limit: clients go first
+	FillMiddle             // on the way to it
+	FillHigh               // writers are being paced, or soon will be
+)
+
+// Where the levels begin, as shares of the soft limit.
+const (
+	fillMiddle = 0.5
+	fillHigh   = 0.8
+)
+
+// Fill tells the level of the moment.
+func (p *Pool) Fill() Fill {
+	p.mu.Lock()
+	waits, soft := float64(p.mu.dirty-p.mu.uploaded), float64(p.soft)
+	p.mu.Unlock()
+	switch {
+	case waits >= soft*fillHigh:
+		return FillHigh
+	case waits >= soft*fillMiddle:
+		return FillMiddle
+	}
+	return FillLow
+}
+
 // pacer is a token bucket whose rate follows the measured drain: writers get nearly any
 // rate just past the soft limit, the drain's rate half way up, and half of it at the top.
 // So the fill settles where input and output are equal, and nobody runs into the wall.
@@ -214,7 +244,7 @@ func (c *pacer) wait(dirty, uploaded int64) time.Duration {
 	return min(max(d, waitMin), waitMax)
 }
 
-// drained measures. Only windows in which there was plenty to drain say how fast it goes.
+// drained measures. Only windows in which all drained as fast as they could say how fast that is.
 func (c *pacer) drained(n int64) {
 	c.windowBytes += n
 }
@@ -222,7 +252,7 @@ func (c *pacer) drained(n int64) {
 // tick closes the window of measuring when it is over.
 func (c *pacer) tick(dirty, uploaded int64) {
 	now := time.Now()
-	backlog := float64(dirty-uploaded) > c.lowFrom/2
+	backlog := float64(dirty-uploaded) > c.lowFrom*fillHigh
 	if !backlog || c.windowStart.IsZero() {
 		c.windowStart, c.windowBytes = now, 0
 		if !backlog {
