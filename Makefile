@@ -7,7 +7,7 @@ FUZZTIME ?= 10s
 STRESS_SECONDS ?= 300
 BUILD := build
 
-.PHONY: build run test race lint fmt fuzz bench e2e stress sim drill cover proto deps clean help
+.PHONY: build run test race lint fmt fuzz bench e2e stress sim drill mutants cover proto deps clean help
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ sim: ## the simulations (crash at every write, model against volume) once, with 
 
 drill: ## fault drills on running systems
 	@scripts/drill.sh
+
+mutants: ## break every contract on purpose and see that tests notice
+	@scripts/mutants.sh
 
 cover: ## tests with coverage by tree
 	@scripts/cover.sh

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+const root = "../.."
+
+// Every mutant can be applied to the sources as they are: whoever changes code that a
+// mutant stands on learns of it here, not in the next long run.
+func TestMutantsApply(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, m := range mutants() {
+		if err := m.validate(); err != nil {
+			t.Error(err)
+		}
+		if _, err := m.apply(root); err != nil {
+			t.Error(err)
+		}
+		if seen[m.Name] {
+			t.Errorf("there are two mutants %s", m.Name)
+		}
+		seen[m.Name] = true
+	}
+}
+
+func TestApplyRefuses(t *testing.T) {
+	for name, m := range map[string]Mutant{
+		"gone":       {File: "scripts/mutants/main_test.go", Old: "no" + " such text", New: "x"},
+		"ambiguous":  {File: "scripts/mutants/main_test.go", Old: "func ", New: "x"},
+		"no Go":      {File: "scripts/mutants/main_test.go", Old: "func " + "TestApplyRefuses", New: "("},
+		"no file":    {File: "scripts/mutants/none.go", Old: "a", New: "b"},
+		"other tree": {File: "none/none.go", Old: "a", New: "b"},
+	} {
+		m.Name = "m"
+		if _, err := m.apply(root); err == nil {
+			t.Errorf("%s: was applied", name)
+		}
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	cause := errors.New("exit status 1")
+	for _, c := range []struct{ out, by, problem string }{
+		{"=== RUN   TestA\n--- PASS: TestA (0.00s)\n=== RUN   TestB\n    x.go:1: bad\n--- FAIL: TestB (0.00s)\nFAIL\n", "TestB", ""},
+		{"=== RUN   TestA\n=== RUN   TestA/sub\n    --- FAIL: TestA/sub (0.00s)\n--- FAIL: TestA (0.00s)\nFAIL\n", "TestA", ""},
+		{"=== RUN   TestA\n=== RUN   TestA/sub\n\npanic: oh\n\ngoroutine 7\n", "TestA (panic)", ""},
+		{"=== RUN   TestA\n\npanic: test timed out after 1m0s\n", "", "out of time"},
+		{"=== RUN   TestA\n--- FAIL: TestA (60.00s)\npanic: test timed out after 1m0s\n", "", "out of time"},
+		{"signal: killed\n", "", "no verdict"},
+	} {
+		by, err := verdict([]byte(c.out), cause)
+		if by != c.by || (err == nil) != (c.problem == "") || err != nil && !strings.Contains(err.Error(), c.problem) {
+			t.Errorf("%q: %q, %v; want %q, %q", c.out, by, err, c.by, c.problem)
+		}
+	}
+}
+
+// Samples that begin at different numbers reach every mutant in the end.
+func TestChoose(t *testing.T) {
+	all := []Mutant{{Name: "a"}, {Name: "b"}, {Name: "c", File: "x/y.go"}}
+	for start, first := range map[int]string{0: "a", 1: "b", 5: "c"} {
+		got, err := choose(all, "", start)
+		if err != nil || len(got) != 3 || got[0].Name != first {
+			t.Errorf("start %d: %v, %v", start, got, err)
+		}
+	}
+	if got, err := choose(all, "^x/", 0); err != nil || len(got) != 1 || got[0].Name != "c" {
+		t.Errorf("by file: %v, %v", got, err)
+	}
+	for _, bad := range []string{"(", "none"} {
+		if _, err := choose(all, bad, 0); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+	if _, err := choose(all, "", -1); err == nil {
+		t.Error("a negative start was accepted")
+	}
+}
+
+// Mutants that a test of this package kills, and does not: the check of the checker.
+func TestCheck(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds test binaries")
+	}
+	top, err := moduleRoot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &runner{root: top, tmp: t.TempDir(), timeout: 60e9, passes: make(map[string]error)}
+	m := Mutant{Name: "seal", Contract: "C6", Breaks: "-", File: "internal/blocksum/blocksum.go", Package: "internal/blocksum", Tests: "^TestSealTellsPlacesApart$"}
+	m.Old = "return sum ^ mix(place)"
+	for _, c := range []struct{ new, tests, want string }{
+		{"return sum ^ mix(0)", m.Tests, ""},
+		{"return sum ^ mix(0)", "^TestKnownValue$", "SURVIVED"},
+		{"return none", m.Tests, "undefined: none"},
+		{"return sum", "^TestNone$", "no test"},
+	} {
+		m.New, m.Tests = c.new, c.tests
+		res := r.check(t.Context(), &m)
+		if res.Killed != (c.want == "") || !strings.Contains(res.Problem, c.want) {
+			t.Errorf("%q: %+v, want %q", c.new, res, c.want)
+		}
+	}
+}

@@ -1,0 +1,97 @@
+package main
+
+const bufferDir = "volumedriver/writebuffer"
+
+// bufferMutants break the local log: what C1 to C3 rest on.
+var bufferMutants = []Mutant{
+	{
+		Name: "flush-without-sync", Contract: "C2", Breaks: "FLUSH is answered without fdatasync of the log",
+		File: "volumedriver/writebuffer/sync.go",
+		Old:  "err = errors.Join(h.f.Sync(), h.unref())", New: "err = h.unref()",
+		Package: bufferDir, Tests: "^TestCrashEverywhere$",
+	},
+	{
+		Name: "flush-without-directory-sync", Contract: "C2", Breaks: "the name of a new segment is not synced by FLUSH",
+		File: "volumedriver/writebuffer/sync.go",
+		Old:  "	if dir > 0 {\n", New: "	if dir > 1<<30 {\n",
+		Package: bufferDir, Tests: "^TestCrashEverywhere$",
+	},
+	{
+		Name: "failed-flush-is-forgotten", Contract: "C2", Breaks: "a FLUSH after a failed one succeeds",
+		File: "volumedriver/writebuffer/sync.go",
+		Old:  "		s.err = fmt.Errorf(\"%w: %w\", ErrFailed, err)\n", New: "		return fmt.Errorf(\"%w: %w\", ErrFailed, err)\n",
+		Package: bufferDir, Tests: "^TestFaultsEverywhere$",
+	},
+	{
+		Name: "flush-skips-first-file", Contract: "C2", Breaks: "FLUSH syncs the newest segment only",
+		File: "volumedriver/writebuffer/sync.go",
+		Old:  "	for _, seg := range b.mu.unsynced {\n		parts", New: "	for _, seg := range b.mu.unsynced[max(0, len(b.mu.unsynced)-1):] {\n		parts",
+		Package: bufferDir, Tests: "^TestCrashEverywhere$",
+	},
+	{
+		Name: "ack-before-write", Contract: "C1", Breaks: "a batch is acknowledged although the kernel did not take it",
+		File: "volumedriver/writebuffer/scratch.go",
+		Old:  "	err := s.write(b)\n	if err == nil {\n		err = s.commit(b)\n	}\n", New: "	if err := s.write(b); err != nil {\n		b.opts.Logger.Warn(\"late\", \"err\", err)\n	}\n	err := s.commit(b)\n",
+		Package: bufferDir, Tests: "^TestFaultsEverywhere$",
+	},
+	{
+		Name: "record-checksum-ignored", Contract: "C3", Breaks: "recovery takes records whose checksum is wrong",
+		File: "volumedriver/writebuffer/record.go",
+		Old:  "if got := blocksum.Of(b[8:n]); got != crc {", New: "if got := blocksum.Of(b[8:n]); got != crc && n < 0 {",
+		Package: bufferDir, Tests: "^TestScanDamage$|^TestDamage$",
+	},
+	{
+		Name: "record-data-unverified", Contract: "C3", Breaks: "recovery takes records whose data is torn",
+		File: "volumedriver/writebuffer/record.go",
+		Old:  "if r.kind == tlog.Write && r.seq > s.verifyAfter {", New: "if r.kind == tlog.Write && r.seq > s.verifyAfter && off < 0 {",
+		Package: bufferDir, Tests: "^TestCrashEverywhere$",
+	},
+	{
+		Name: "record-chain-ignored", Contract: "C3", Breaks: "recovery takes remains of a failed write behind new records",
+		File: "volumedriver/writebuffer/record.go",
+		Old:  " || r.index != s.index || r.prev != s.chain:", New: " || r.index != s.index:",
+		Package: bufferDir, Tests: "^TestStaleRemains$",
+	},
+	{
+		Name: "segment-epoch-ignored", Contract: "C4", Breaks: "recovery takes a segment of an older incarnation",
+		File: "volumedriver/writebuffer/recover.go",
+		Old:  " || h.prev != r.chain || h.epoch < r.epoch {", New: " {",
+		Package: bufferDir, Tests: "^TestForeignSegments$",
+	},
+	{
+		Name: "cut-not-synced", Contract: "C3", Breaks: "recovery writes on before the cut of the torn end is durable",
+		File: "volumedriver/writebuffer/recover.go",
+		Old:  "		if err = f.Truncate(r.cutAt); err == nil {\n			err = f.Sync()\n		}\n", New: "		err = f.Truncate(r.cutAt)\n",
+		Package: bufferDir, Tests: "^TestCrashEverywhere$",
+	},
+	{
+		Name: "lost-flush-is-silent", Contract: "C2", Breaks: "recovery takes damaged flushed records for a torn end",
+		File: "volumedriver/writebuffer/recover.go",
+		Old:  "	if r.cut != nil && r.synced > r.seq {\n", New: "	if r.cut != nil && r.synced > r.seq && r.seq == 0 {\n",
+		Package: bufferDir, Tests: "^TestDamage$",
+	},
+	{
+		Name: "evict-not-uploaded", Contract: "C5", Breaks: "segments are evicted before they are in the object store",
+		File: "volumedriver/writebuffer/buffer.go",
+		Old:  "		if s.state != stateDisposable {\n", New: "		if s.state == stateOpen {\n",
+		Package: bufferDir, Tests: "^TestOnlyDisposableIsEvicted$",
+	},
+	{
+		Name: "last-durable-segment-evicted", Contract: "C3", Breaks: "the segment that holds the end of the log is evicted",
+		File: "volumedriver/writebuffer/buffer.go",
+		Old:  "	for keep >= 0 && segs[keep].syncedSize == 0 {\n", New: "	for keep >= 0 && segs[keep].syncedSize == -1 {\n",
+		Package: bufferDir, Tests: "^TestLastDurableSegmentStays$",
+	},
+	{
+		Name: "number-published-late", Contract: "C2", Breaks: "records are applied before Sync knows of them",
+		File: "volumedriver/writebuffer/scratch.go",
+		Old:  "	b.lastSeq.Store(t.seq)\n	if len(s.entries) > 0 {\n		b.opts.Applied(s.entries)\n	}\n", New: "	if len(s.entries) > 0 {\n		b.opts.Applied(s.entries)\n	}\n	b.lastSeq.Store(t.seq)\n",
+		Package: bufferDir, Tests: "^TestAppliedIsCoveredBySync$",
+	},
+	{
+		Name: "sync-covers-later-records", Contract: "C2", Breaks: "a record appended during the sync counts as synced",
+		File: "volumedriver/writebuffer/sync.go",
+		Old:  "	if b.synced.Load() < target {\n		b.synced.Store(target)\n	}\n", New: "	if target = b.lastSeq.Load(); b.synced.Load() < target {\n		b.synced.Store(target)\n	}\n",
+		Package: bufferDir, Tests: "^TestSyncCoversOnlyWhatCameBefore$",
+	},
+}
