@@ -22,13 +22,28 @@ type pump struct {
 	replies []byte
 }
 
-func newPump(t testing.TB, w *world, typ, flags uint16, depth, size int) *pump {
-	c := w.attach()
+func newPump(t testing.TB, w *world, typ, flags uint16, depth, size int, extended bool) *pump {
+	var c *nbdtest.Client
+	if extended {
+		c, _ = w.attachExtended()
+	} else {
+		c = w.attach()
+	}
 	c.Conn.SetDeadline(time.Time{})
 	p := &pump{nc: c.Conn}
 	for i := range depth {
-		p.out = wire.AppendRequest(p.out, wire.Request{Type: typ, Flags: flags, Cookie: uint64(i), Offset: uint64(i * size), Length: uint32(size)})
+		r := wire.Request{Type: typ, Flags: flags, Cookie: uint64(i), Offset: uint64(i * size), Length: uint64(size)}
 		n := wire.SimpleReplySize
+		if extended {
+			if n = wire.ExtChunkHeaderSize; typ == wire.CmdWrite {
+				r.Flags |= wire.CmdFlagPayloadLen
+			} else if typ == wire.CmdRead {
+				n = wire.ExtDataChunkSize
+			}
+			p.out = wire.AppendExtRequest(p.out, r)
+		} else {
+			p.out = wire.AppendRequest(p.out, r)
+		}
 		switch typ {
 		case wire.CmdWrite:
 			p.out = append(p.out, pattern(size, byte(i))...)
@@ -64,20 +79,25 @@ var shapes = []struct {
 func TestNoAllocationsPerRequest(t *testing.T) {
 	w := disk(t, nbdtest.NewMemory(64<<20), nil)
 	for _, s := range shapes {
-		p := newPump(t, w, s.typ, 0, s.depth, s.size)
-		for range 20 { // pools fill, FLUSH learns that it is quick
-			w.must(p.round())
+		for _, extended := range []bool{false, true} {
+			countAllocations(t, w, newPump(t, w, s.typ, 0, s.depth, s.size, extended), s.name, s.depth)
 		}
-		runtime.GC()
-		rounds := 50
-		allocs := testing.AllocsPerRun(rounds, func() {
-			if err := p.round(); err != nil {
-				t.Fatal(err)
-			}
-		})
-		if per := allocs / float64(s.depth); per > 0.5 && !raceEnabled {
-			t.Errorf("%s: %.2f allocations per request", s.name, per)
+	}
+}
+
+func countAllocations(t *testing.T, w *world, p *pump, name string, depth int) {
+	for range 20 { // pools fill, FLUSH learns that it is quick
+		w.must(p.round())
+	}
+	runtime.GC()
+	rounds := 50
+	allocs := testing.AllocsPerRun(rounds, func() {
+		if err := p.round(); err != nil {
+			t.Fatal(err)
 		}
+	})
+	if per := allocs / float64(depth); per > 0.5 && !raceEnabled {
+		t.Errorf("%s: %.2f allocations per request", name, per)
 	}
 }
 
@@ -85,7 +105,7 @@ func BenchmarkUnix(b *testing.B) {
 	for _, s := range shapes {
 		b.Run(s.name, func(b *testing.B) {
 			w := disk(b, nbdtest.NewMemory(64<<20), nil)
-			p := newPump(b, w, s.typ, 0, s.depth, s.size)
+			p := newPump(b, w, s.typ, 0, s.depth, s.size, false)
 			b.ReportAllocs()
 			b.SetBytes(int64(s.size))
 			b.ResetTimer()
@@ -103,7 +123,7 @@ func BenchmarkFlushHop(b *testing.B) {
 	for name, limit := range map[string]time.Duration{"here": time.Hour, "handed over": -1} {
 		b.Run(name, func(b *testing.B) {
 			w := serve(b, nbd.ExportMap{"disk": {Device: nbdtest.NewMemory(1 << 20)}}, func(o *nbd.Options) { o.InlineLimit = limit })
-			p := newPump(b, w, wire.CmdFlush, 0, 1, 0)
+			p := newPump(b, w, wire.CmdFlush, 0, 1, 0, false)
 			b.ResetTimer()
 			for range b.N {
 				if err := p.round(); err != nil {

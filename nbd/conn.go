@@ -2,7 +2,9 @@ package nbd
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -48,6 +50,8 @@ type conn struct {
 	tw     TryWriter
 	rules  [wire.CmdCount]rule
 	header int // bytes before the data of a READ reply
+	req    int // bytes of a request's header
+	magic  uint32
 
 	rcv  receiver
 	out  outbox
@@ -82,9 +86,12 @@ func (c *conn) start() {
 	c.dev = c.neg.export.Device
 	c.tr, _ = c.dev.(TryReader)
 	c.tw, _ = c.dev.(TryWriter)
-	c.rules = rulesOf(c.neg.export.flags(c.neg.structured), len(c.neg.contexts) > 0)
-	c.header = wire.SimpleReplySize
-	if c.neg.structured {
+	c.rules = rulesOf(c.neg.flags(), len(c.neg.contexts) > 0, c.neg.extended)
+	c.req, c.magic, c.header = wire.RequestSize, wire.MagicRequest, wire.SimpleReplySize
+	switch {
+	case c.neg.extended:
+		c.req, c.magic, c.header = wire.ExtRequestSize, wire.MagicExtRequest, wire.ExtDataChunkSize
+	case c.neg.structured:
 		c.header = wire.DataChunkSize
 	}
 	for i := range c.slow {
@@ -216,16 +223,25 @@ func (c *conn) reserve(n int) *buffer {
 func (c *conn) process() error {
 	for {
 		b := c.rcv.peek()
-		if len(b) < wire.RequestSize {
+		if len(b) < c.req {
+			if len(b) >= 4 && binary.BigEndian.Uint32(b) != c.magic {
+				c.runBatch()
+				return fmt.Errorf("%w %#x of a request", wire.ErrMagic, b[:4])
+			}
 			break
 		}
-		req, err := wire.ParseRequest(b)
+		req, payload, err := c.parse(b)
 		if err != nil {
 			c.runBatch()
 			return err
 		}
-		if req.Type == wire.CmdWrite {
-			more, err := c.write(&req, b[wire.RequestSize:])
+		if payload {
+			var more bool
+			if req.Type == wire.CmdWrite {
+				more, err = c.write(&req, b[c.req:])
+			} else {
+				more, err = c.withPayload(&req, b[c.req:])
+			}
 			if err != nil {
 				return err
 			}
@@ -234,7 +250,7 @@ func (c *conn) process() error {
 			}
 			continue
 		}
-		c.rcv.skip(wire.RequestSize)
+		c.rcv.skip(c.req)
 		c.note()
 		c.runBatch()
 		switch req.Type {
@@ -243,11 +259,7 @@ func (c *conn) process() error {
 		case wire.CmdRead:
 			err = c.read(&req)
 		default:
-			if errno, why := c.check(&req); errno != wire.OK || req.Length == 0 && req.Type != wire.CmdFlush {
-				c.reply(&req, errno, why)
-			} else {
-				err = c.wait(&req, nil, nil, 0)
-			}
+			err = c.other(&req)
 		}
 		if err != nil {
 			return err
@@ -255,6 +267,25 @@ func (c *conn) process() error {
 	}
 	c.runBatch()
 	return nil
+}
+
+// parse reads the header of a request and says whether a payload follows it.
+func (c *conn) parse(b []byte) (req wire.Request, payload bool, err error) {
+	if c.neg.extended {
+		req, err = wire.ParseExtRequest(b)
+		return req, req.Flags&wire.CmdFlagPayloadLen != 0 && req.Type != wire.CmdDisc, err
+	}
+	req, err = wire.ParseRequest(b)
+	return req, req.Type == wire.CmdWrite, err
+}
+
+// other carries out what is neither READ nor WRITE nor DISC.
+func (c *conn) other(req *wire.Request) error {
+	if errno, why := c.check(req); errno != wire.OK || req.Length == 0 && req.Type != wire.CmdFlush {
+		c.reply(req, errno, why)
+		return nil
+	}
+	return c.wait(req, nil, nil, 0)
 }
 
 // note counts a request, and learns whether the client sends one at a time.
@@ -323,9 +354,12 @@ func (c *conn) readLarge(req *wire.Request) error {
 
 // putReadHeader writes what stands before the data of a READ reply; dst has c.header bytes.
 func (c *conn) putReadHeader(dst []byte, req *wire.Request) {
-	if c.neg.structured {
-		wire.AppendDataChunk(dst[:0], req.Cookie, req.Offset, req.Length)
-	} else {
+	switch {
+	case c.neg.extended:
+		wire.AppendExtDataChunk(dst[:0], req)
+	case c.neg.structured:
+		wire.AppendDataChunk(dst[:0], req.Cookie, req.Offset, uint32(req.Length))
+	default:
 		wire.AppendSimpleReply(dst[:0], req.Cookie, wire.OK)
 	}
 }
@@ -339,7 +373,7 @@ func (c *conn) sendRead(req *wire.Request, buf *buffer, charge int64) {
 
 // reply gathers a reply without data. why is for the client's log.
 func (c *conn) reply(req *wire.Request, errno wire.Errno, why string) {
-	tx := c.reserve(wire.ChunkHeaderSize + 6 + len(why))
+	tx := c.reserve(wire.ExtChunkHeaderSize + 6 + len(why))
 	tx.n = len(c.appendReply(tx.mem[:tx.n], req, errno, why))
 	c.tal.add(req, errno)
 }
@@ -350,10 +384,14 @@ func (c *conn) replyError(req *wire.Request, err error) {
 	c.reply(req, errnoOf(err), "")
 }
 
-// appendReply appends a reply without data. READ and BLOCK_STATUS are answered with chunks
-// where structured replies were agreed; the others are simple either way.
+// appendReply appends a reply without data. With extended headers all of them are chunks;
+// where structured replies were agreed, those to READ and BLOCK_STATUS are.
 func (c *conn) appendReply(dst []byte, req *wire.Request, errno wire.Errno, why string) []byte {
 	switch {
+	case c.neg.extended && errno == wire.OK:
+		return wire.AppendExtChunk(dst, wire.ChunkFlagDone, wire.ChunkNone, req, 0)
+	case c.neg.extended:
+		return wire.AppendExtErrorChunk(dst, req, errno, why)
 	case !c.neg.structured || req.Type != wire.CmdRead && req.Type != wire.CmdBlockStatus:
 		return wire.AppendSimpleReply(dst, req.Cookie, errno)
 	case errno == wire.OK:

@@ -164,8 +164,9 @@ func (e *Export) size() uint64 {
 	return min(e.Device.Size(), 1<<63-1) &^ uint64(e.minBlock()-1)
 }
 
-// flags are the transmission flags: a flag is set exactly if the feature works.
-func (e *Export) flags(structured bool) uint16 {
+// flags are the transmission flags: a flag is set exactly if the feature works. Payload says
+// that a BLOCK_STATUS may have one.
+func (e *Export) flags(structured, payload bool) uint16 {
 	f := wire.FlagHasFlags | wire.FlagSendFlush | wire.FlagSendCache
 	if e.ReadOnly {
 		f |= wire.FlagReadOnly
@@ -180,6 +181,9 @@ func (e *Export) flags(structured bool) uint16 {
 	}
 	if structured {
 		f |= wire.FlagSendDF
+	}
+	if payload {
+		f |= wire.FlagStatusPayload
 	}
 	return f
 }

@@ -27,6 +27,7 @@ type negotiated struct {
 	export     *Export
 	release    func()
 	structured bool
+	extended   bool  // headers; implies structured
 	contexts   []int // ids of the selected meta contexts: 1 is base:allocation, 2.. Export.Contexts
 }
 
@@ -41,6 +42,7 @@ type handshake struct {
 	noZeroes bool
 
 	structured bool
+	extended   bool // implies structured
 	// The last SET_META_CONTEXT: for which export, and which contexts by name and id.
 	metaExport string
 	metaNames  []string
@@ -120,7 +122,16 @@ func (h *handshake) option() (negotiated, bool, error) {
 		if len(payload) > 0 {
 			return none, false, h.refuse(opt.ID, wire.RepErrInvalid, "STRUCTURED_REPLY has no payload")
 		}
+		if h.extended { // there is no way back
+			return none, false, h.refuse(opt.ID, wire.RepErrExtHeaderReqd, "extended headers were agreed already")
+		}
 		h.structured = true
+		return none, false, h.ack(opt.ID)
+	case wire.OptExtendedHeaders:
+		if len(payload) > 0 {
+			return none, false, h.refuse(opt.ID, wire.RepErrInvalid, "EXTENDED_HEADERS has no payload")
+		}
+		h.structured, h.extended = true, true
 		return none, false, h.ack(opt.ID)
 	case wire.OptListMetaContext, wire.OptSetMetaContext:
 		return none, false, h.metaContext(opt.ID, payload)
@@ -135,6 +146,9 @@ func (h *handshake) option() (negotiated, bool, error) {
 
 // exportName is the way of old: no reply frame, and no way to refuse but to close.
 func (h *handshake) exportName(payload []byte) (negotiated, error) {
+	if h.extended {
+		return negotiated{}, fmt.Errorf("%w: EXPORT_NAME after EXTENDED_HEADERS", errHandshake)
+	}
 	name := string(payload)
 	if err := wire.CheckString(name); err != nil {
 		return negotiated{}, fmt.Errorf("%w: EXPORT_NAME: %w", errHandshake, err)
@@ -143,7 +157,7 @@ func (h *handshake) exportName(payload []byte) (negotiated, error) {
 	if err != nil {
 		return negotiated{}, fmt.Errorf("%w: EXPORT_NAME: %w", errHandshake, err)
 	}
-	if err := h.send(wire.AppendExportName(nil, e.size(), e.flags(h.structured), !h.noZeroes)); err != nil {
+	if err := h.send(wire.AppendExportName(nil, e.size(), e.flags(h.structured, false), !h.noZeroes)); err != nil {
 		release()
 		return negotiated{}, err
 	}
@@ -161,7 +175,8 @@ func (h *handshake) info(option uint32, payload []byte) (negotiated, bool, error
 	if err != nil {
 		return none, false, h.refuseOpen(option, err)
 	}
-	out := wire.AppendInfoExport(nil, option, e.size(), e.flags(h.structured))
+	neg := h.choose(req.Name, e, release)
+	out := wire.AppendInfoExport(nil, option, e.size(), neg.flags())
 	if req.Wants(wire.InfoName) {
 		out = wire.AppendInfoString(out, option, wire.InfoName, e.Name)
 	}
@@ -176,13 +191,18 @@ func (h *handshake) info(option uint32, payload []byte) (negotiated, bool, error
 		release()
 		return none, false, err
 	}
-	return h.choose(req.Name, e, release), true, nil
+	return neg, true, nil
 }
 
-// choose ends the handshake. Contexts count only if they were selected for this export and
+// flags are the transmission flags of what was negotiated.
+func (n *negotiated) flags() uint16 {
+	return n.export.flags(n.structured, n.extended && len(n.contexts) > 0)
+}
+
+// choose is what a GO ends the handshake with. Contexts count only if they were selected for this export and
 // are still what the client was told.
 func (h *handshake) choose(name string, e *Export, release func()) negotiated {
-	neg := negotiated{export: e, release: release, structured: h.structured}
+	neg := negotiated{export: e, release: release, structured: h.structured, extended: h.extended}
 	if h.structured && name == h.metaExport {
 		names := e.contexts()
 		for i, id := range h.metaIDs {

@@ -37,14 +37,23 @@ func mangle(rnd *rand.Rand, longest int) []byte {
 	if rnd.IntN(2) == 0 {
 		b = wire.AppendOption(b, wire.OptStructuredReply, nil)
 	}
+	extended := rnd.IntN(3) == 0
+	if extended {
+		b = wire.AppendOption(b, wire.OptExtendedHeaders, nil)
+		b = wire.AppendOption(b, wire.OptSetMetaContext, wire.AppendMetaRequest(nil, wire.MetaRequest{Name: "disk", Queries: []string{"base:allocation"}}))
+	}
 	b = wire.AppendOption(b, wire.OptGo, wire.AppendExportRequest(nil, wire.ExportRequest{Name: "disk"}))
 	for range rnd.IntN(40) {
-		r := wire.Request{Flags: uint16(rnd.IntN(40)), Type: uint16(rnd.IntN(10)), Cookie: rnd.Uint64(), Offset: rnd.Uint64N(1 << 21), Length: uint32(rnd.IntN(longest))}
+		r := wire.Request{Flags: uint16(rnd.IntN(40)), Type: uint16(rnd.IntN(10)), Cookie: rnd.Uint64(), Offset: rnd.Uint64N(1 << 21), Length: uint64(rnd.IntN(longest))}
 		switch rnd.IntN(6) {
 		case 0:
-			r.Offset, r.Length = rnd.Uint64(), rnd.Uint32()
+			r.Offset, r.Length = rnd.Uint64(), uint64(rnd.Uint32())
 		case 1, 2:
 			r.Type, r.Flags = 1, 0
+		}
+		if extended {
+			b = appendExtended(b, r, rnd)
+			continue
 		}
 		b = wire.AppendRequest(b, r)
 		if r.Type == wire.CmdWrite && r.Length < 1<<19 {
@@ -57,6 +66,22 @@ func mangle(rnd *rand.Rand, longest int) []byte {
 		}
 	}
 	return b[:rnd.IntN(len(b)+1)]
+}
+
+// appendExtended appends r as an extended request, more often than not a well-formed one.
+func appendExtended(b []byte, r wire.Request, rnd *rand.Rand) []byte {
+	var payload []byte
+	switch {
+	case r.Type == wire.CmdBlockStatus && rnd.IntN(2) == 0:
+		payload = wire.AppendStatusRequest(nil, wire.StatusRequest{Length: r.Length, IDs: []uint32{1, 2, 1}[:1+rnd.IntN(3)]})
+		r.Length = uint64(len(payload))
+		r.Flags |= wire.CmdFlagPayloadLen
+	case r.Type == wire.CmdWrite || r.Flags&wire.CmdFlagPayloadLen != 0:
+		if r.Flags |= wire.CmdFlagPayloadLen; r.Length < 1<<19 {
+			payload = make([]byte, r.Length)
+		}
+	}
+	return append(wire.AppendExtRequest(b, r), payload...)
 }
 
 // Hostile clients for a while: no crash, bounded memory, and a well-behaved client never

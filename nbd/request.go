@@ -8,6 +8,7 @@ import (
 type rule struct {
 	offered bool
 	flags   uint16     // allowed command flags
+	needs   uint16     // of them, those that it cannot do without
 	writes  bool       // refused on read-only exports
 	payload bool       // the length is bounded by MaxPayload
 	beyond  wire.Errno // the answer to a range past the end
@@ -16,7 +17,7 @@ type rule struct {
 // rulesOf derives the rules from the transmission flags, so that what is offered and what
 // is accepted cannot differ. WRITE, TRIM and WRITE_ZEROES are known on read-only exports
 // too: there the answer is EPERM.
-func rulesOf(flags uint16, contexts bool) (r [wire.CmdCount]rule) {
+func rulesOf(flags uint16, contexts, extended bool) (r [wire.CmdCount]rule) {
 	var fua, fast uint16
 	if flags&wire.FlagSendFUA != 0 {
 		fua = wire.CmdFlagFUA
@@ -34,6 +35,13 @@ func rulesOf(flags uint16, contexts bool) (r [wire.CmdCount]rule) {
 	r[wire.CmdCache] = rule{offered: true, flags: fua, beyond: wire.EINVAL}
 	r[wire.CmdWriteZeroes] = rule{offered: true, flags: fua | fast | wire.CmdFlagNoHole, writes: true, beyond: wire.ENOSPC}
 	r[wire.CmdBlockStatus] = rule{offered: contexts, flags: fua | wire.CmdFlagReqOne, beyond: wire.EINVAL}
+	if flags&wire.FlagStatusPayload != 0 {
+		r[wire.CmdBlockStatus].flags |= wire.CmdFlagPayloadLen
+	}
+	if extended {
+		r[wire.CmdWrite].flags |= wire.CmdFlagPayloadLen
+		r[wire.CmdWrite].needs = wire.CmdFlagPayloadLen
+	}
 	return r
 }
 
@@ -56,13 +64,16 @@ func (c *conn) check(req *wire.Request) (wire.Errno, string) {
 	if req.Flags&^r.flags != 0 {
 		return wire.EINVAL, "flag does not belong to the command or was not offered"
 	}
+	if req.Flags&r.needs != r.needs {
+		return wire.EINVAL, "WRITE has no payload"
+	}
 	if req.Type == wire.CmdFlush {
 		return wire.OK, "" // offset and length are reserved
 	}
-	if r.payload && req.Length > c.srv.opts.MaxPayload {
+	if r.payload && req.Length > uint64(c.srv.opts.MaxPayload) {
 		return wire.EINVAL, "request is longer than the maximum payload"
 	}
-	size, length := c.neg.export.size(), uint64(req.Length)
+	size, length := c.neg.export.size(), req.Length
 	if length > size || req.Offset > size-length {
 		return r.beyond, "request reaches past the end of the export"
 	}

@@ -171,7 +171,7 @@ func TestRule07ExactLength(t *testing.T) {
 func TestRule08UnknownOptions(t *testing.T) {
 	w := disk(t, memory(), nil)
 	c := w.dial()
-	for _, id := range []uint32{0, wire.OptPeekExport, wire.OptExtendedHeaders, 12, 1 << 31, ^uint32(0)} {
+	for _, id := range []uint32{0, wire.OptPeekExport, 12, 1 << 31, ^uint32(0)} {
 		_, err := c.Option(id, []byte("whatever is in here"))
 		refused(t, err, wire.RepErrUnsup)
 	}
@@ -586,12 +586,4 @@ func TestRule25SetMetaContext(t *testing.T) {
 		t.Fatalf("%v, %v", ids, err)
 	}
 	w.must(status(c))
-}
-
-func TestRule26ExtendedHeaders(t *testing.T) {
-	w := disk(t, memory(), nil)
-	c := w.dial()
-	_, err := c.Option(wire.OptExtendedHeaders, nil)
-	refused(t, err, wire.RepErrUnsup)
-	w.inStep(c)
 }

@@ -189,7 +189,7 @@ func TestRule36And37Bounds(t *testing.T) {
 	for _, c := range []*nbdtest.Client{w.attach(), w.attachStructured()} {
 		for _, r := range []struct {
 			off    uint64
-			length uint32
+			length uint64
 		}{{1<<20 + 7, 1}, {1<<20 + 6, 2}, {1 << 30, 512}, {1 << 63, 512}, {^uint64(0), 1}, {^uint64(0) - 510, 512}, {^uint64(0) - 4095, 4096}, {0, 2 << 20}} {
 			what := fmt.Sprintf("%d+%d", r.off, r.length)
 			for _, typ := range []uint16{wire.CmdRead, wire.CmdTrim, wire.CmdCache} {
@@ -412,7 +412,7 @@ func TestRule48BlockStatus(t *testing.T) {
 		}
 		w := disk(t, m, nil)
 		c := w.attachStructured()
-		r, err := c.Do(wire.CmdBlockStatus, 0, 0, uint32(m.Size()), nil)
+		r, err := c.Do(wire.CmdBlockStatus, 0, 0, m.Size(), nil)
 		if err != nil || len(r.Status[1]) != wire.MaxExtents {
 			t.Errorf("%d extents, %v", len(r.Status[1]), err)
 		}
@@ -443,7 +443,7 @@ func TestRule50To53Structured(t *testing.T) {
 	m := nbdtest.NewMemory(4 << 20)
 	w := disk(t, m, nil)
 	c := w.attachStructured() // it checks chunks, coverage, DONE, DF and error chunks
-	for _, n := range []uint32{0, 1, 4096, 65536, 65537, 2 << 20} {
+	for _, n := range []uint64{0, 1, 4096, 65536, 65537, 2 << 20} {
 		for _, flags := range []uint16{0, wire.CmdFlagDF} {
 			r, err := c.Do(wire.CmdRead, flags, 1000, n, nil)
 			if err != nil || r.Chunks != 1 || len(r.Data) != int(n) {

@@ -247,7 +247,7 @@ func (s *Server) account(err error) error {
 		s.counters.timedOut.Add(1)
 	case errors.Is(err, errHandshake):
 		s.counters.handshakeErrors.Add(1)
-	case errors.Is(err, wire.ErrMagic):
+	case errors.Is(err, wire.ErrMagic), errors.Is(err, errOversize):
 		s.counters.protocolErrors.Add(1)
 	case errors.Is(err, errDisc), errors.Is(err, errLeft), errors.Is(err, errAborted), errors.Is(err, errDrained), errors.Is(err, ErrServerClosed):
 		return nil

@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 
 	"scoria/nbd"
@@ -45,8 +46,12 @@ func TestReadWrite(t *testing.T) {
 
 // The whole way, from a client to a device and back, keeps the contract of a device.
 func TestServerIsADevice(t *testing.T) {
-	for name, decline := range map[string]bool{"inline": false, "workers": true} {
+	for name, decline := range map[string]bool{"inline": false, "workers": true, "inline, extended": false, "workers, extended": true} {
 		t.Run(name, func(t *testing.T) {
+			negotiate := (*nbdtest.Client).Negotiate
+			if strings.HasSuffix(name, "extended") {
+				negotiate = (*nbdtest.Client).NegotiateExtended
+			}
 			nbdtest.TestDevice(t, func(t *testing.T) nbd.Device {
 				m := nbdtest.NewMemory(1<<20 + 777)
 				m.Decline(decline)
@@ -54,7 +59,7 @@ func TestServerIsADevice(t *testing.T) {
 				r, err := nbdtest.NewRemote(func() (*nbdtest.Client, error) {
 					c, err := nbdtest.Dial("unix", w.addr)
 					if err == nil {
-						_, err = c.Negotiate("disk", "base:allocation")
+						_, err = negotiate(c, "disk", "base:allocation")
 					}
 					if err == nil {
 						err = c.Go("disk")

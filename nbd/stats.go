@@ -52,7 +52,7 @@ func (t *tally) add(req *wire.Request, errno wire.Errno) {
 	if errno != wire.OK {
 		s.Errors++
 	} else if req.Type != wire.CmdFlush {
-		s.Bytes += uint64(req.Length)
+		s.Bytes += req.Length
 	}
 }
 
@@ -71,7 +71,7 @@ func (c *counters) add(req *wire.Request, errno wire.Errno) {
 	if errno != wire.OK {
 		s.errors.Add(1)
 	} else if req.Type != wire.CmdFlush {
-		s.bytes.Add(uint64(req.Length))
+		s.bytes.Add(req.Length)
 	}
 }
 

@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"scoria/nbd/internal/wire"
@@ -153,7 +154,7 @@ func (c *conn) took(typ uint16, d time.Duration) {
 }
 
 func (c *conn) callDevice(req *wire.Request, data []byte) error {
-	off, length, fua := req.Offset, uint64(req.Length), req.Flags&wire.CmdFlagFUA != 0
+	off, length, fua := req.Offset, req.Length, req.Flags&wire.CmdFlagFUA != 0
 	switch req.Type {
 	case wire.CmdRead:
 		return c.dev.ReadAt(c.ctx, data, off)
@@ -181,7 +182,11 @@ func (c *conn) blockStatus(req *wire.Request) []byte {
 	c.inDevice.Add(1)
 	defer c.inDevice.Add(-1)
 	var reply []byte
-	for i, id := range c.neg.contexts {
+	ids := c.neg.contexts
+	if req.Only != 0 {
+		ids = slices.DeleteFunc(slices.Clone(ids), func(id int) bool { return req.Only>>id&1 == 0 })
+	}
+	for i, id := range ids {
 		extents, err := c.extents(req, id)
 		if err != nil {
 			c.deviceError(req.Type, err)
@@ -190,8 +195,12 @@ func (c *conn) blockStatus(req *wire.Request) []byte {
 			return c.appendReply(nil, req, errno, "")
 		}
 		var flags uint16
-		if i == len(c.neg.contexts)-1 {
+		if i == len(ids)-1 {
 			flags = wire.ChunkFlagDone
+		}
+		if c.neg.extended {
+			reply = wire.AppendExtStatusChunk(reply, flags, req, uint32(id), extents)
+			continue
 		}
 		reply = wire.AppendStatusChunk(reply, flags, req.Cookie, uint32(id), extents)
 	}
@@ -204,10 +213,13 @@ func (c *conn) blockStatus(req *wire.Request) []byte {
 // cut to the request, and as many as fit into a reply.
 func (c *conn) extents(req *wire.Request, id int) ([]wire.Extent, error) {
 	limit := wire.MaxExtents
+	if c.neg.extended {
+		limit = wire.MaxExtExtents
+	}
 	if req.Flags&wire.CmdFlagReqOne != 0 {
 		limit = 1
 	}
-	left := uint64(req.Length)
+	left := req.Length
 	var list []wire.Extent
 	add := func(length uint64, flags uint32) bool {
 		length = min(length, left)
@@ -215,18 +227,18 @@ func (c *conn) extents(req *wire.Request, id int) ([]wire.Extent, error) {
 			return left > 0
 		}
 		if n := len(list); n > 0 && list[n-1].Flags == flags {
-			list[n-1].Length += uint32(length)
+			list[n-1].Length += length
 		} else if n == limit {
 			return false
 		} else {
-			list = append(list, wire.Extent{Length: uint32(length), Flags: flags})
+			list = append(list, wire.Extent{Length: length, Flags: flags})
 		}
 		left -= length
 		return left > 0
 	}
 	var err error
 	if id == 1 {
-		err = c.dev.Extents(c.ctx, req.Offset, uint64(req.Length), func(length uint64, hole, zero bool) bool {
+		err = c.dev.Extents(c.ctx, req.Offset, req.Length, func(length uint64, hole, zero bool) bool {
 			var flags uint32
 			if hole {
 				flags |= wire.StateHole
@@ -237,7 +249,7 @@ func (c *conn) extents(req *wire.Request, id int) ([]wire.Extent, error) {
 			return add(length, flags)
 		})
 	} else {
-		err = c.neg.export.Contexts[id-2].Extents(c.ctx, req.Offset, uint64(req.Length), add)
+		err = c.neg.export.Contexts[id-2].Extents(c.ctx, req.Offset, req.Length, add)
 	}
 	if err == nil && len(list) == 0 {
 		err = fmt.Errorf("nbd: device told no extent at %d", req.Offset)

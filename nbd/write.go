@@ -5,11 +5,14 @@ import "scoria/nbd/internal/wire"
 // write takes a WRITE whose payload begins in p. It returns true when the rest has to be
 // waited for in the receive buffer.
 func (c *conn) write(req *wire.Request, p []byte) (more bool, err error) {
+	if c.neg.extended && req.Length > uint64(c.srv.opts.MaxPayload) {
+		return false, c.oversize(req)
+	}
 	n := int64(req.Length)
 	if errno, why := c.check(req); errno != wire.OK {
 		c.note()
 		c.runBatch()
-		c.rcv.skip(wire.RequestSize)
+		c.rcv.skip(c.req)
 		if err := c.discard(n); err != nil {
 			return false, err
 		}
@@ -19,7 +22,7 @@ func (c *conn) write(req *wire.Request, p []byte) (more bool, err error) {
 	switch {
 	case n <= int64(len(p)):
 		c.note()
-		c.rcv.skip(wire.RequestSize + int(n))
+		c.rcv.skip(c.req + int(n))
 		if n == 0 {
 			c.reply(req, wire.OK, "")
 			return false, nil
@@ -46,7 +49,7 @@ func (c *conn) writeLarge(req *wire.Request, n int) error {
 	c.send()
 	buf := c.srv.pool.get(n)
 	data := buf.payload(n)
-	c.rcv.skip(wire.RequestSize)
+	c.rcv.skip(c.req)
 	have := copy(data, c.rcv.peek())
 	c.rcv.skip(have)
 	for have < n {

@@ -23,8 +23,8 @@ type Client struct {
 	Size                             uint64
 	Flags                            uint16
 	MinBlock, PreferredBlock, MaxLen uint32
-	// Structured says that structured replies were agreed.
-	Structured bool
+	// Structured says that structured replies were agreed, Extended that extended headers were.
+	Structured, Extended bool
 
 	noZeroes bool
 	br       *bufio.Reader
@@ -188,6 +188,15 @@ func (c *Client) Negotiate(export string, contexts ...string) (map[string]uint32
 	return c.Contexts(true, export, contexts...)
 }
 
+// NegotiateExtended is Negotiate with extended headers instead of structured replies.
+func (c *Client) NegotiateExtended(export string, contexts ...string) (map[string]uint32, error) {
+	if _, err := c.Option(wire.OptExtendedHeaders, nil); err != nil {
+		return nil, err
+	}
+	c.Extended = true
+	return c.Contexts(true, export, contexts...)
+}
+
 // Contexts selects (set) or lists contexts.
 func (c *Client) Contexts(set bool, export string, queries ...string) (map[string]uint32, error) {
 	id := wire.OptListMetaContext
@@ -287,13 +296,23 @@ func (c *Client) Abort() error {
 	return err
 }
 
-// Queue adds a request to what the next Send sends, and returns its cookie.
-func (c *Client) Queue(typ, flags uint16, off uint64, length uint32, payload []byte) uint64 {
+// Queue adds a request to what the next Send sends, and returns its cookie. With extended
+// headers, a payload that is not nil is announced by the flag and the length that the header
+// then has.
+func (c *Client) Queue(typ, flags uint16, off, length uint64, payload []byte) uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cookie++
 	r := wire.Request{Flags: flags, Type: typ, Cookie: c.cookie * 0x9e3779b97f4a7c15, Offset: off, Length: length}
 	c.sent[r.Cookie] = r
+	if c.Extended {
+		h := r
+		if payload != nil {
+			h.Flags, h.Length = flags|wire.CmdFlagPayloadLen, uint64(len(payload))
+		}
+		c.out = append(wire.AppendExtRequest(c.out, h), payload...)
+		return r.Cookie
+	}
 	c.out = append(wire.AppendRequest(c.out, r), payload...)
 	return r.Cookie
 }
@@ -306,7 +325,7 @@ func (c *Client) Send() error {
 }
 
 // Do sends one request and returns its reply. An error reply is a *RequestError.
-func (c *Client) Do(typ, flags uint16, off uint64, length uint32, payload []byte) (*Reply, error) {
+func (c *Client) Do(typ, flags uint16, off, length uint64, payload []byte) (*Reply, error) {
 	cookie := c.Queue(typ, flags, off, length, payload)
 	if err := c.Send(); err != nil {
 		return nil, err
@@ -331,7 +350,7 @@ func (r *Reply) Err() error {
 
 // ReadAt reads.
 func (c *Client) ReadAt(p []byte, off uint64) error {
-	r, err := c.Do(wire.CmdRead, 0, off, uint32(len(p)), nil)
+	r, err := c.Do(wire.CmdRead, 0, off, uint64(len(p)), nil)
 	if err == nil {
 		copy(p, r.Data)
 	}
@@ -340,7 +359,7 @@ func (c *Client) ReadAt(p []byte, off uint64) error {
 
 // WriteAt writes.
 func (c *Client) WriteAt(p []byte, off uint64, fua bool) error {
-	_, err := c.Do(wire.CmdWrite, fuaFlag(fua), off, uint32(len(p)), p)
+	_, err := c.Do(wire.CmdWrite, fuaFlag(fua), off, uint64(len(p)), p)
 	return err
 }
 
@@ -351,13 +370,13 @@ func (c *Client) Flush() error {
 }
 
 // Trim trims.
-func (c *Client) Trim(off uint64, length uint32, fua bool) error {
+func (c *Client) Trim(off, length uint64, fua bool) error {
 	_, err := c.Do(wire.CmdTrim, fuaFlag(fua), off, length, nil)
 	return err
 }
 
 // WriteZeroes zeroes.
-func (c *Client) WriteZeroes(off uint64, length uint32, noHole, fua bool) error {
+func (c *Client) WriteZeroes(off, length uint64, noHole, fua bool) error {
 	flags := fuaFlag(fua)
 	if noHole {
 		flags |= wire.CmdFlagNoHole
@@ -369,7 +388,11 @@ func (c *Client) WriteZeroes(off uint64, length uint32, noHole, fua bool) error 
 // Disconnect sends DISC and waits until the server closed the connection, which must send
 // nothing more.
 func (c *Client) Disconnect() error {
-	c.out = wire.AppendRequest(c.out, wire.Request{Type: wire.CmdDisc})
+	if c.Extended {
+		c.out = wire.AppendExtRequest(c.out, wire.Request{Type: wire.CmdDisc})
+	} else {
+		c.out = wire.AppendRequest(c.out, wire.Request{Type: wire.CmdDisc})
+	}
 	if err := c.Send(); err != nil {
 		return err
 	}

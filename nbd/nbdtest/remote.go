@@ -80,30 +80,30 @@ func (r *Remote) Flush(context.Context) error {
 	return r.with(func(c *Client) error { return c.Flush() })
 }
 
-// Trim implements nbd.Device for lengths below 4 GiB.
+// Trim implements nbd.Device; lengths above 4 GiB need extended headers.
 func (r *Remote) Trim(_ context.Context, off, length uint64, fua bool) error {
-	return r.with(func(c *Client) error { return c.Trim(off, uint32(length), fua) })
+	return r.with(func(c *Client) error { return c.Trim(off, length, fua) })
 }
 
-// WriteZeroes implements nbd.Device for lengths below 4 GiB.
+// WriteZeroes implements nbd.Device; lengths above 4 GiB need extended headers.
 func (r *Remote) WriteZeroes(_ context.Context, off, length uint64, noHole, fua bool) error {
-	return r.with(func(c *Client) error { return c.WriteZeroes(off, uint32(length), noHole, fua) })
+	return r.with(func(c *Client) error { return c.WriteZeroes(off, length, noHole, fua) })
 }
 
-// Cache implements nbd.Device for lengths below 4 GiB.
+// Cache implements nbd.Device; lengths above 4 GiB need extended headers.
 func (r *Remote) Cache(_ context.Context, off, length uint64) error {
 	return r.with(func(c *Client) error {
-		_, err := c.Do(wire.CmdCache, 0, off, uint32(length), nil)
+		_, err := c.Do(wire.CmdCache, 0, off, length, nil)
 		return err
 	})
 }
 
-// Extents implements nbd.Device for lengths below 4 GiB.
+// Extents implements nbd.Device; lengths above 4 GiB need extended headers.
 func (r *Remote) Extents(_ context.Context, off, length uint64, yield func(uint64, bool, bool) bool) error {
 	for end := off + length; off < end; {
 		var list []wire.Extent
 		err := r.with(func(c *Client) error {
-			reply, err := c.Do(wire.CmdBlockStatus, 0, off, uint32(end-off), nil)
+			reply, err := c.Do(wire.CmdBlockStatus, 0, off, end-off, nil)
 			if err == nil {
 				list = reply.Status[1]
 			}
@@ -113,10 +113,10 @@ func (r *Remote) Extents(_ context.Context, off, length uint64, yield func(uint6
 			return err
 		}
 		for _, e := range list {
-			if !yield(uint64(e.Length), e.Flags&wire.StateHole != 0, e.Flags&wire.StateZero != 0) {
+			if !yield(e.Length, e.Flags&wire.StateHole != 0, e.Flags&wire.StateZero != 0) {
 				return nil
 			}
-			off += uint64(e.Length)
+			off += e.Length
 		}
 	}
 	return nil

@@ -85,6 +85,7 @@ const (
 	FlagSendResize      = uint16(1 << 9) // a withdrawn extension, never sent
 	FlagSendCache       = uint16(1 << 10)
 	FlagSendFastZero    = uint16(1 << 11)
+	FlagStatusPayload   = uint16(1 << 12) // BLOCK_STATUS may carry the ids of the contexts it asks about
 )
 
 // Commands.
@@ -108,15 +109,18 @@ const (
 	CmdFlagDF       = uint16(1 << 2)
 	CmdFlagReqOne   = uint16(1 << 3)
 	CmdFlagFastZero = uint16(1 << 4)
+	// CmdFlagPayloadLen (extended headers only): the length is that of a payload.
+	CmdFlagPayloadLen = uint16(1 << 5)
 )
 
-// Chunk types and flags of structured replies.
+// Chunk types and flags of structured and extended replies.
 const (
 	ChunkFlagDone    = uint16(1 << 0)
 	ChunkNone        = uint16(0)
 	ChunkOffsetData  = uint16(1)
 	ChunkOffsetHole  = uint16(2)
 	ChunkBlockStatus = uint16(5)
+	ChunkStatusExt   = uint16(6) // BLOCK_STATUS with 64-bit extents
 	ChunkError       = uint16(1<<15 | 1)
 	ChunkErrorOffset = uint16(1<<15 | 2)
 )
@@ -180,6 +184,10 @@ const (
 	ChunkHeaderSize  = 20
 	// DataChunkSize is what stands before the data of an OFFSET_DATA chunk.
 	DataChunkSize = ChunkHeaderSize + 8
+	// With extended headers, requests and chunks have headers of the same size.
+	ExtRequestSize     = 32
+	ExtChunkHeaderSize = 32
+	ExtDataChunkSize   = ExtChunkHeaderSize + 8
 	// MaxString is the longest name, description, query or message of the protocol.
 	MaxString = 4096
 	// MaxOptionPayload bounds what is read into memory for one option; two strings and a
@@ -190,8 +198,10 @@ const (
 	// MaxExtents bounds the descriptors of one BLOCK_STATUS chunk (the protocol asks for at
 	// most 2^20; a shorter answer is always legal, the client asks on).
 	MaxExtents = 8 << 10
-	// MaxStatusChunk is the longest BLOCK_STATUS chunk.
-	MaxStatusChunk = ChunkHeaderSize + 4 + 8*MaxExtents
+	// MaxExtExtents is MaxExtents of a chunk with 64-bit extents, which are twice as large.
+	MaxExtExtents = MaxExtents / 2
+	// MaxStatusChunk bounds a BLOCK_STATUS chunk in either form.
+	MaxStatusChunk = ExtChunkHeaderSize + 8 + 16*MaxExtExtents
 	// ExportNamePadding follows the EXPORT_NAME reply unless NO_ZEROES was agreed.
 	ExportNamePadding = 124
 )

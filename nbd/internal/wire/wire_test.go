@@ -53,9 +53,13 @@ func TestRoundTrips(t *testing.T) {
 	if got, err := ParseMetaRequest(AppendMetaRequest(nil, mr)); err != nil || !reflect.DeepEqual(got, mr) {
 		t.Errorf("meta request: %v, %v", got, err)
 	}
-	rq := Request{Flags: 3, Type: 6, Cookie: 9, Offset: ^uint64(0), Length: ^uint32(0)}
+	rq := Request{Flags: 3, Type: 6, Cookie: 9, Offset: ^uint64(0), Length: 1<<32 - 1}
 	if got, err := ParseRequest(AppendRequest(nil, rq)); err != nil || got != rq {
 		t.Errorf("request: %v, %v", got, err)
+	}
+	rq.Length = 1<<64 - 1
+	if got, err := ParseExtRequest(AppendExtRequest(nil, rq)); err != nil || got != rq {
+		t.Errorf("extended request: %v, %v", got, err)
 	}
 }
 
@@ -86,6 +90,12 @@ func TestRejects(t *testing.T) {
 		if _, err := ParseMetaRequest(p); !errors.Is(err, ErrInvalid) {
 			t.Errorf("SET_META_CONTEXT with %s: %v", name, err)
 		}
+	}
+	if _, err := ParseExtRequest(AppendRequest(nil, Request{Cookie: 1})); !errors.Is(err, ErrInvalid) {
+		t.Errorf("short extended request: %v", err)
+	}
+	if _, err := ParseExtRequest(make([]byte, ExtRequestSize)); !errors.Is(err, ErrMagic) {
+		t.Errorf("zero extended request: %v", err)
 	}
 	if _, err := ParseRequest(make([]byte, RequestSize)); !errors.Is(err, ErrMagic) {
 		t.Errorf("zero request: %v", err)
@@ -128,7 +138,19 @@ func FuzzOptionPayloads(f *testing.F) {
 func FuzzHeaders(f *testing.F) {
 	f.Add(AppendRequest(nil, Request{Type: CmdRead, Length: 4096}))
 	f.Add(AppendOption(nil, OptGo, nil))
+	f.Add(AppendExtRequest(nil, Request{Flags: CmdFlagPayloadLen, Type: CmdBlockStatus, Length: 12}))
+	f.Add(AppendStatusRequest(nil, StatusRequest{Length: 1 << 46, IDs: []uint32{1, 2}}))
 	f.Fuzz(func(t *testing.T, p []byte) {
+		if r, err := ParseExtRequest(p); err == nil && !bytes.Equal(AppendExtRequest(nil, r), p[:ExtRequestSize]) {
+			t.Fatalf("extended request not canonical: %x", p)
+		}
+		if r, err := ParseStatusRequest(p, nil); err == nil {
+			if !bytes.Equal(AppendStatusRequest(nil, r), p) {
+				t.Fatalf("payload of BLOCK_STATUS not canonical: %x", p)
+			}
+		} else if !errors.Is(err, ErrInvalid) {
+			t.Fatal(err)
+		}
 		if r, err := ParseRequest(p); err == nil && !bytes.Equal(AppendRequest(nil, r), p[:RequestSize]) {
 			t.Fatalf("request not canonical: %x", p)
 		}

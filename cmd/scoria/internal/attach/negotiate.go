@@ -105,6 +105,9 @@ func ParseTarget(s, fallback string) (Target, error) {
 func Connect(ctx context.Context, t Target) (*os.File, Export, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, t.Network, t.Address)
+	if errors.Is(err, os.ErrDeadlineExceeded) { // the socket noticed before the context did
+		err = context.DeadlineExceeded
+	}
 	if err != nil {
 		return nil, Export{}, fmt.Errorf("connect to the NBD server: %w", err)
 	}
