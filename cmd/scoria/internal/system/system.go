@@ -241,7 +241,18 @@ func (s *System) openDriver(ctx, _ context.Context) error {
 }
 
 func (s *System) serve(_, run context.Context) error {
-	srv, err := nbd.NewServer(nbd.Options{Exports: exports{s.driver, &s.failures}, Logger: s.cfg.Logger})
+	limit, err := descriptorLimit()
+	if err != nil {
+		return err
+	}
+	conns, err := connectionLimit(limit, len(s.disks.list))
+	if err != nil {
+		return err
+	}
+	if conns < maxConnections {
+		s.cfg.Logger.Warn("few files and sockets may be open; raise the limit (ulimit -n) for more NBD connections", "limit", limit, "connections", conns)
+	}
+	srv, err := nbd.NewServer(nbd.Options{Exports: exports{s.driver, &s.failures}, MaxConns: conns, MaxHandshakes: min(conns, 256), Logger: s.cfg.Logger})
 	if err != nil {
 		return fmt.Errorf("NBD server: %w", err)
 	}
