@@ -46,7 +46,8 @@ type conn struct {
 
 	neg    negotiated
 	dev    Device
-	tr     TryReader // nil: the device has none
+	tr     TryReader  // nil: the device has none
+	th     HoleReader // nil: the device has none, or the client cannot be told
 	tw     TryWriter
 	rules  [wire.CmdCount]rule
 	header int // bytes before the data of a READ reply
@@ -85,6 +86,9 @@ type conn struct {
 func (c *conn) start() {
 	c.dev = c.neg.export.Device
 	c.tr, _ = c.dev.(TryReader)
+	if c.neg.structured {
+		c.th, _ = c.dev.(HoleReader)
+	}
 	c.tw, _ = c.dev.(TryWriter)
 	c.rules = rulesOf(c.neg.flags(), len(c.neg.contexts) > 0, c.neg.extended)
 	c.req, c.magic, c.header = wire.RequestSize, wire.MagicRequest, wire.SimpleReplySize
@@ -311,14 +315,17 @@ func (c *conn) read(req *wire.Request) error {
 	if c.tr == nil {
 		return c.wait(req, nil, nil, 0)
 	}
-	tx := c.reserve(c.header + n)
+	tx := c.reserve(c.header + max(n, holeExtra))
 	at := tx.n + c.header
-	done, err := c.tr.TryReadAt(tx.mem[at:at+n:at+n], req.Offset)
+	done, hole, err := c.tryRead(tx.mem[at:at+n:at+n], req.Offset)
 	switch {
 	case !done:
 		return c.wait(req, nil, nil, 0)
 	case err != nil:
 		c.replyError(req, err)
+	case hole:
+		tx.n = len(c.appendHole(tx.mem[:tx.n], req))
+		c.tal.add(req, wire.OK)
 	default:
 		c.putReadHeader(tx.mem[tx.n:at], req)
 		tx.n = at + n
@@ -335,11 +342,17 @@ func (c *conn) readLarge(req *wire.Request) error {
 	}
 	buf := c.srv.pool.get(n)
 	if c.tr != nil {
-		if done, err := c.tr.TryReadAt(buf.payload(n), req.Offset); done {
-			if err != nil {
+		if done, hole, err := c.tryRead(buf.payload(n), req.Offset); done {
+			if err != nil || hole {
 				c.srv.pool.put(buf)
 				c.uncharge(int64(n))
-				c.replyError(req, err)
+				if err != nil {
+					c.replyError(req, err)
+					return nil
+				}
+				tx := c.reserve(c.header + holeExtra)
+				tx.n = len(c.appendHole(tx.mem[:tx.n], req))
+				c.tal.add(req, wire.OK)
 				return nil
 			}
 			c.send()
@@ -350,6 +363,26 @@ func (c *conn) readLarge(req *wire.Request) error {
 		}
 	}
 	return c.wait(req, nil, buf, int64(n))
+}
+
+// holeExtra is by how much the chunk of a hole is longer than what stands before data.
+const holeExtra = 4
+
+// tryRead is the device's TryReadHole where a hole can be told, else its TryReadAt.
+func (c *conn) tryRead(p []byte, off uint64) (done, hole bool, err error) {
+	if c.th != nil {
+		return c.th.TryReadHole(p, off)
+	}
+	done, err = c.tr.TryReadAt(p, off)
+	return done, false, err
+}
+
+// appendHole appends the reply to a READ that found nothing.
+func (c *conn) appendHole(dst []byte, req *wire.Request) []byte {
+	if c.neg.extended {
+		return wire.AppendExtHoleChunk(dst, req)
+	}
+	return wire.AppendHoleChunk(dst, req.Cookie, req.Offset, uint32(req.Length))
 }
 
 // putReadHeader writes what stands before the data of a READ reply; dst has c.header bytes.

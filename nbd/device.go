@@ -49,6 +49,16 @@ type TryReader interface {
 	TryReadAt(p []byte, off uint64) (done bool, err error)
 }
 
+// HoleReader is the optional fast path of reads that find nothing. Clients that can take it are
+// then told of a hole instead of being sent its zeroes.
+type HoleReader interface {
+	TryReader
+	// TryReadHole is TryReadAt, except that when the whole range is known to be a hole, which
+	// reads as zeroes, it may return true for hole and leave p as it is. It finds that out on
+	// its way: reads of data take no longer for it.
+	TryReadHole(p []byte, off uint64) (done, hole bool, err error)
+}
+
 // TryWriter is the optional fast path of writes; what TryReader says about waiting holds.
 type TryWriter interface {
 	// TryWriteBatch carries out the writes offs[i], data[i], sets errs[i] (nil on entry) and

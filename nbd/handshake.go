@@ -186,8 +186,12 @@ func (h *handshake) info(option uint32, payload []byte) (negotiated, bool, error
 	if req.Wants(wire.InfoBlockSize) || e.minBlock() != 1 {
 		out = wire.AppendInfoBlockSize(out, option, e.minBlock(), e.preferredBlock(), h.srv.opts.MaxPayload)
 	}
-	err = h.send(wire.AppendOptionReply(out, option, wire.RepAck, nil))
-	if err != nil || option == wire.OptInfo {
+	out = wire.AppendOptionReply(out, option, wire.RepAck, nil)
+	if option == wire.OptInfo {
+		release() // before the client can go on to delete what it asked about
+		return none, false, h.send(out)
+	}
+	if err := h.send(out); err != nil {
 		release()
 		return none, false, err
 	}

@@ -439,6 +439,42 @@ func TestRule49Errors(t *testing.T) {
 	}
 }
 
+// A READ of a hole is answered with one, where the client can take it and the device knows it.
+func TestRule51Holes(t *testing.T) {
+	m := nbdtest.NewMemory(4 << 20)
+	w := disk(t, m, nil)
+	structured := w.attachStructured()
+	w.must(structured.WriteAt(pattern(4096, 1), 1<<20, false))
+	w.must(structured.WriteAt(pattern(4096, 2), 3<<20, false))
+	w.must(structured.Trim(3<<20, 4096, false))
+	plain := w.attach()
+	extended, _ := w.attachExtended()
+	for _, c := range []*nbdtest.Client{plain, structured, extended} {
+		for _, x := range []struct {
+			off, length uint64
+			hole        bool
+		}{
+			{0, 1, true}, {5, 100, true}, {0, 4096, true}, {4096, 64 << 10, true}, {0, 1 << 20, true}, {1<<20 + 4096, 1 << 20, true}, {3 << 20, 4096, true},
+			{1 << 20, 4096, false}, {1<<20 - 1, 2, false}, {0, 1<<20 + 1, false}, {1<<20 + 4095, 2 << 20, false}, {0, 4 << 20, false},
+		} {
+			for _, flags := range []uint16{0, wire.CmdFlagDF}[:1+min(1, c.Flags&wire.FlagSendDF)] {
+				r, err := c.Do(wire.CmdRead, flags, x.off, x.length, nil)
+				w.must(err)
+				if want := x.hole && c != plain; (r.Holes == 1) != want || r.Content != r.Chunks {
+					t.Errorf("READ %d+%d: %d chunks, %d of them holes, want one: %v", x.off, x.length, r.Chunks, r.Holes, want)
+				}
+				if !bytes.Equal(r.Data, m.Bytes()[x.off:x.off+x.length]) {
+					t.Errorf("READ %d+%d has other bytes", x.off, x.length)
+				}
+			}
+		}
+	}
+	m.Decline(true) // a device that cannot tell at once sends its zeroes
+	if r, err := structured.Do(wire.CmdRead, 0, 0, 4096, nil); err != nil || r.Holes != 0 || r.Content != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 func TestRule50To53Structured(t *testing.T) {
 	m := nbdtest.NewMemory(4 << 20)
 	w := disk(t, m, nil)

@@ -295,35 +295,76 @@ const tryClusters = 64
 // TryReadAt fills p and returns true if that takes neither the object store nor a map page
 // that is not in memory; otherwise it returns false, and p may have been changed.
 func (v *Volume) TryReadAt(p []byte, off uint64) (done bool, err error) {
+	done, _ = v.tryRead(p, off, false)
+	return done, nil
+}
+
+// TryReadHole is TryReadAt, except that a range without any mapped cluster is told instead of
+// filled with zeroes, whatever its length.
+func (v *Volume) TryReadHole(p []byte, off uint64) (done, hole bool, err error) {
+	done, hole = v.tryRead(p, off, true)
+	return done, hole, nil
+}
+
+func (v *Volume) tryRead(p []byte, off uint64, tell bool) (done, hole bool) {
 	n := len(p) / ClusterSize
-	if off%ClusterSize != 0 || len(p)%ClusterSize != 0 || n == 0 || n > tryClusters {
-		return false, nil
+	if off%ClusterSize != 0 || len(p)%ClusterSize != 0 || n == 0 || n > tryClusters && !tell {
+		return false, false
 	}
 	if !v.tryEnter() {
-		return false, nil
+		return false, false
 	}
 	defer v.leave()
 	if size := v.size.Load(); off > size || uint64(len(p)) > size-off {
-		return false, nil
+		return false, false
+	}
+	if n > tryClusters {
+		hole = v.tryHole(off/ClusterSize, uint64(n))
+		if hole {
+			v.stats.reads.Add(1)
+			v.stats.readBytes.Add(uint64(len(p)))
+		}
+		return hole, hole
 	}
 	var space [tryClusters]clustermap.Entry
 	entries, addr := space[:n], off/ClusterSize
 	if !v.cmap.Lookup(addr, entries) {
-		return false, nil
+		return false, false
 	}
 	for i := 0; i < n; {
 		k := sameRun(entries[i:])
 		part := p[i*ClusterSize : (i+k)*ClusterSize]
-		if !entries[i].Loc.Mapped() {
+		if mapped := entries[i].Loc.Mapped(); !mapped && k == n && tell {
+			hole = true
+		} else if !mapped {
 			clear(part)
 		} else if !v.tryRun(addr+uint64(i), entries[i:i+k], part) {
-			return false, nil
+			return false, false
 		}
 		i += k
 	}
 	v.stats.reads.Add(1)
 	v.stats.readBytes.Add(uint64(len(p)))
-	return true, nil
+	return true, hole
+}
+
+// tryHole reports whether n clusters are known to be unmapped. It looks at both ends first,
+// so that a range with data costs next to nothing.
+func (v *Volume) tryHole(addr, n uint64) bool {
+	var space [tryClusters]clustermap.Entry
+	for _, at := range [...]uint64{addr, addr + n - 1} {
+		if !v.cmap.Lookup(at, space[:1]) || space[0].Loc.Mapped() {
+			return false
+		}
+	}
+	for n > 0 {
+		entries := space[:min(n, tryClusters)]
+		if !v.cmap.Lookup(addr, entries) || sameRun(entries) != len(entries) || entries[0].Loc.Mapped() {
+			return false
+		}
+		addr, n = addr+uint64(len(entries)), n-uint64(len(entries))
+	}
+	return true
 }
 
 // tryRun reads clusters that lie together, from the local log or a cache, and verifies them.

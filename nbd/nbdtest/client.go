@@ -79,6 +79,7 @@ type Reply struct {
 	Status  map[uint32][]wire.Extent // of a BLOCK_STATUS, by context id
 	Chunks  int                      // 0: a simple reply
 	Content int                      // chunks with data or holes
+	Holes   int                      // chunks with holes
 }
 
 // Dial connects and does the greeting.

@@ -49,9 +49,9 @@ type Memory struct {
 }
 
 var (
-	_ nbd.Device    = (*Memory)(nil)
-	_ nbd.TryReader = (*Memory)(nil)
-	_ nbd.TryWriter = (*Memory)(nil)
+	_ nbd.Device     = (*Memory)(nil)
+	_ nbd.HoleReader = (*Memory)(nil)
+	_ nbd.TryWriter  = (*Memory)(nil)
 )
 
 // NewMemory returns a device of size bytes, all of them holes.
@@ -168,6 +168,26 @@ func (m *Memory) TryReadAt(p []byte, off uint64) (bool, error) {
 	m.mu.RUnlock()
 	m.fast.Add(1)
 	return true, nil
+}
+
+// TryReadHole implements nbd.HoleReader.
+func (m *Memory) TryReadHole(p []byte, off uint64) (done, hole bool, err error) {
+	if m.declines.Load() || m.hook.Load() != nil || m.check(off, uint64(len(p))) != nil {
+		done, err = m.TryReadAt(p, off)
+		return done, false, err
+	}
+	end := off + uint64(len(p))
+	m.mu.RLock()
+	for hole = true; hole && off < end; off = (off/pageSize + 1) * pageSize {
+		hole = m.holeLocked(off)
+	}
+	m.mu.RUnlock()
+	if hole {
+		m.fast.Add(1)
+		return true, true, nil
+	}
+	done, err = m.TryReadAt(p, end-uint64(len(p)))
+	return done, false, err
 }
 
 // WriteAt implements nbd.Device.

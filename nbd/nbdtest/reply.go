@@ -113,6 +113,7 @@ func (r *Reply) chunk(req wire.Request, typ, flags uint16, p []byte, covered []b
 			return fmt.Errorf("OFFSET_HOLE of %d bytes to command %d", len(p), req.Type)
 		}
 		r.Content++
+		r.Holes++
 		return r.content(req, binary.BigEndian.Uint64(p), uint64(binary.BigEndian.Uint32(p[8:])), nil, covered)
 	case wire.ChunkBlockStatus, wire.ChunkStatusExt:
 		return r.status(req, typ == wire.ChunkStatusExt, p)

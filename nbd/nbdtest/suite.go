@@ -44,6 +44,20 @@ func expect(t *testing.T, d nbd.Device, off uint64, want []byte) {
 	if i := firstDifference(got, want); i >= 0 {
 		t.Fatalf("read %d+%d: byte %d is %#x, want %#x", off, len(want), off+uint64(i), got[i], want[i])
 	}
+	hr, ok := d.(nbd.HoleReader)
+	if !ok || len(want) == 0 {
+		return
+	}
+	done, hole, err := hr.TryReadHole(got, off)
+	if err != nil || hole && !done {
+		t.Fatalf("TryReadHole %d+%d: %v, %v, %v", off, len(want), done, hole, err)
+	}
+	if hole {
+		clear(got)
+	}
+	if i := firstDifference(got, want); done && i >= 0 {
+		t.Fatalf("TryReadHole %d+%d, hole %v: byte %d is %#x, want %#x", off, len(want), hole, off+uint64(i), got[i], want[i])
+	}
 }
 
 func firstDifference(a, b []byte) int {

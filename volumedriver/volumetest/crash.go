@@ -433,7 +433,10 @@ func (w *world) batch(ctx context.Context, g *gateway, size uint64) error {
 
 func (w *world) read(ctx context.Context, g *gateway, off, length uint64) error {
 	p := make([]byte, length)
-	done, err := g.h.TryReadAt(p, off)
+	done, hole, err := g.h.TryReadHole(p, off)
+	if hole {
+		clear(p)
+	}
 	if !done {
 		err = g.h.ReadAt(ctx, p, off)
 	}

@@ -99,6 +99,13 @@ func AppendDataChunk(dst []byte, cookie, offset uint64, length uint32) []byte {
 	return binary.BigEndian.AppendUint64(dst, offset)
 }
 
+// AppendHoleChunk appends a whole reply that says that length bytes at offset are zeroes.
+func AppendHoleChunk(dst []byte, cookie, offset uint64, length uint32) []byte {
+	dst = AppendChunk(dst, ChunkFlagDone, ChunkOffsetHole, cookie, 12)
+	dst = binary.BigEndian.AppendUint64(dst, offset)
+	return binary.BigEndian.AppendUint32(dst, length)
+}
+
 // AppendErrorChunk appends a whole error chunk, the last of its reply.
 func AppendErrorChunk(dst []byte, cookie uint64, errno Errno, message string) []byte {
 	message = Truncate(message, MaxString)
@@ -144,6 +151,13 @@ func AppendExtChunk(dst []byte, flags, typ uint16, req *Request, length uint64) 
 func AppendExtDataChunk(dst []byte, req *Request) []byte {
 	dst = AppendExtChunk(dst, ChunkFlagDone, ChunkOffsetData, req, 8+req.Length)
 	return binary.BigEndian.AppendUint64(dst, req.Offset)
+}
+
+// AppendExtHoleChunk appends a whole reply that says that the range of a READ is zeroes.
+func AppendExtHoleChunk(dst []byte, req *Request) []byte {
+	dst = AppendExtChunk(dst, ChunkFlagDone, ChunkOffsetHole, req, 12)
+	dst = binary.BigEndian.AppendUint64(dst, req.Offset)
+	return binary.BigEndian.AppendUint32(dst, uint32(req.Length))
 }
 
 // AppendExtErrorChunk appends a whole error chunk, the last of its reply.

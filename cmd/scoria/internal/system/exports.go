@@ -20,10 +20,10 @@ type exports struct {
 }
 
 var (
-	_ nbd.Exports   = exports{}
-	_ nbd.Device    = (*volumedriver.Volume)(nil)
-	_ nbd.TryReader = (*volumedriver.Volume)(nil)
-	_ nbd.TryWriter = (*volumedriver.Volume)(nil)
+	_ nbd.Exports    = exports{}
+	_ nbd.Device     = (*volumedriver.Volume)(nil)
+	_ nbd.HoleReader = (*volumedriver.Volume)(nil)
+	_ nbd.TryWriter  = (*volumedriver.Volume)(nil)
 )
 
 func (e exports) Open(ctx context.Context, name string) (*nbd.Export, func(), error) {
