@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"sync"
 	"unsafe"
 
 	"scoria/internal/blocksum"
@@ -24,15 +25,31 @@ func (s *Store) Read(ctx context.Context, reads []Read) error {
 		return err
 	}
 	defer s.leave()
-	for i := range reads {
-		if i%16 == 15 {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
+	for first := 0; first < len(reads); first += readBatch {
+		if err := ctx.Err(); err != nil {
+			return err
 		}
+		s.readSome(reads[first:min(first+readBatch, len(reads))])
+	}
+	return nil
+}
+
+// readBatch is how many reads of a request are done at a time.
+const readBatch = 64
+
+// readSome does reads, many at a time where that is possible: most need one access to the
+// disk each, and a disk is faster with all of them at hand.
+func (s *Store) readSome(reads []Read) {
+	together := len(reads) > 1
+	if together {
+		s.readTogether(reads)
+	}
+	for i := range reads {
 		r := &reads[i]
-		r.Sums, r.Size = r.Sums[:0], 0
-		r.Err = s.read(r)
+		if !together || r.Err != nil {
+			r.Sums, r.Size = r.Sums[:0], 0
+			r.Err = s.read(r) // with all second thoughts
+		}
 		s.stats.reads.Add(1)
 		if r.Err == nil {
 			s.stats.readBlocks.Add(uint64(len(r.Sums)))
@@ -42,7 +59,68 @@ func (s *Store) Read(ctx context.Context, reads []Read) error {
 			s.log.Error("osd read", "err", r.Err)
 		}
 	}
-	return nil
+}
+
+// together is the memory of readTogether.
+type together struct {
+	reqs    [readBatch]vfs.ReadReq
+	handles [readBatch]*handle
+	entries [readBatch]entry
+	done    [readBatch]func()
+	at      [readBatch]int // of the read
+}
+
+var togethers = sync.Pool{New: func() any { return new(together) }}
+
+// errAlone is of reads that readTogether leaves to read.
+var errAlone = errors.New("to be read alone")
+
+// readTogether tries all reads at the same time. What is not plain and good is an error, for
+// read to look into.
+func (s *Store) readTogether(reads []Read) {
+	t := togethers.Get().(*together)
+	n := 0
+	for i := range reads {
+		r := &reads[i]
+		r.Sums, r.Size, r.Err = r.Sums[:0], 0, errAlone
+		if len(r.Buf) == 0 || !s.isDirect(r.Buf) || r.Validate() != nil {
+			continue
+		}
+		e, done, found, err := s.index.get(r.Key)
+		if err != nil || !found {
+			continue
+		}
+		if e.kind != opPut || r.CheckSize(e.size) != nil {
+			done()
+			continue
+		}
+		h, err := s.segs.acquire(e.seg, true)
+		if err != nil {
+			done()
+			continue
+		}
+		t.reqs[n] = vfs.ReadReq{File: h.f, Buf: r.Buf, Off: int64(e.off + r.Off)}
+		t.handles[n], t.entries[n], t.done[n], t.at[n] = h, e, done, i
+		n++
+	}
+	vfs.ReadMany(t.reqs[:n])
+	for i := range n {
+		r, e := &reads[t.at[i]], &t.entries[i]
+		if t.reqs[i].Err == nil {
+			if _, ok := checkBlocks(r.Key, e, r.Off, r.Buf, &r.Sums); ok {
+				r.Size, r.Err = e.size, nil
+			}
+		}
+		t.done[i]()
+		s.segs.release(t.handles[i])
+	}
+	*t = together{}
+	togethers.Put(t)
+}
+
+// isDirect tells whether memory can be read into past the page cache.
+func (s *Store) isDirect(buf []byte) bool {
+	return !s.opts.BufferedReads && len(buf)%align == 0 && uintptr(unsafe.Pointer(unsafe.SliceData(buf)))%vfs.DirectAlign == 0
 }
 
 func (s *Store) read(r *Read) error {
@@ -103,8 +181,7 @@ func (s *Store) readEntry(key []byte, e *entry, off uint64, buf []byte, sums *[]
 	if len(buf) == 0 {
 		return nil
 	}
-	direct := !s.opts.BufferedReads && len(buf)%align == 0 && uintptr(unsafe.Pointer(unsafe.SliceData(buf)))%vfs.DirectAlign == 0
-	if err := s.pread(e.seg, int64(e.off+off), buf, direct); err != nil {
+	if err := s.pread(e.seg, int64(e.off+off), buf, s.isDirect(buf)); err != nil {
 		return fmt.Errorf("key %x: %w", key, err)
 	}
 	if bad, ok := checkBlocks(key, e, off, buf, sums); !ok {

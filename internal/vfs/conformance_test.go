@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 )
@@ -27,6 +28,7 @@ func TestConformance(t *testing.T) {
 		"names": conformNames, "flags": conformFlags, "rename": conformRename, "read and write": conformReadWrite,
 		"vectored": conformVectored, "sparse": conformSparse, "lock": conformLock, "write file": conformWriteFile,
 		"direct": conformDirect, "closed": conformClosed, "random": conformRandom,
+		"read many": conformReadMany,
 	}
 	for kind, open := range kinds {
 		for name, run := range cases {
@@ -356,5 +358,58 @@ func conformRandom(t *testing.T, fsys FS, dir string) {
 	}
 	if !bytes.Equal(readAll(t, f), model) {
 		t.Fatalf("seed %d: content differs at the end", seed)
+	}
+}
+
+// conformReadMany: many reads at once give what each would give alone, also where some of
+// them fail, more of them than the system takes at a time, from several callers.
+func conformReadMany(t *testing.T, fsys FS, dir string) {
+	const blocks = 300
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	direct, err := fsys.OpenFile(filepath.Join(dir, "direct"), os.O_RDWR|os.O_CREATE|ODirect, 0o600)
+	must(t, err)
+	closed := create(t, fsys, filepath.Join(dir, "closed"))
+	must(t, closed.Close())
+	data := AlignedBuffer(blocks * DirectAlign)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	for i := range data {
+		data[i] = byte(rnd.Uint32())
+	}
+	write(t, direct, 0, data)
+	plain := create(t, fsys, filepath.Join(dir, "plain"))
+	write(t, plain, 0, data)
+	var wg sync.WaitGroup
+	for worker := range uint64(4) {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(seed, 1+worker))
+			for range 20 {
+				reqs := make([]ReadReq, 1+rnd.IntN(150))
+				for i := range reqs {
+					file := []File{direct, direct, direct, plain, closed}[rnd.IntN(5)]
+					reqs[i] = ReadReq{File: file, Buf: AlignedBuffer(DirectAlign * (1 + rnd.IntN(3))), Off: DirectAlign * rnd.Int64N(blocks+2)}
+				}
+				ReadMany(reqs)
+				for i := range reqs {
+					checkReadMany(t, &reqs[i], data, reqs[i].File == closed)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	must(t, direct.Close())
+}
+
+func checkReadMany(t *testing.T, r *ReadReq, data []byte, closed bool) {
+	want := data[min(r.Off, int64(len(data))):min(r.Off+int64(len(r.Buf)), int64(len(data)))]
+	switch {
+	case closed:
+		if r.Err == nil {
+			t.Error("a read of a closed file succeeds")
+		}
+	case r.N != len(want) || !bytes.Equal(r.Buf[:r.N], want):
+		t.Errorf("%d bytes at %d: %d bytes (%v), or wrong ones", len(r.Buf), r.Off, r.N, r.Err)
+	case (r.Err == nil) != (r.N == len(r.Buf)) || r.Err != nil && r.Err != io.EOF:
+		t.Errorf("%d bytes at %d: got %d, error %v", len(r.Buf), r.Off, r.N, r.Err)
 	}
 }

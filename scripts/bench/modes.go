@@ -128,9 +128,24 @@ func (s *session) runSequential(ctx context.Context, o *options) error {
 // runCold reads what is in no cache: everything is drained, the gateway's folder (with the
 // data that the write buffer still holds) is deleted, the block cache is small and the page
 // cache is emptied before each run. Then the same with a disk server down.
-func (s *session) runCold(ctx context.Context, o *options) (err error) {
+func (s *session) runCold(ctx context.Context, o *options) error {
+	for _, remote := range []bool{false, true} {
+		if err := s.cold(ctx, o, remote); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cold does the cold rows of a system whose disk servers are in the gateway's process, or
+// processes of their own.
+func (s *session) cold(ctx context.Context, o *options, remote bool) (err error) {
 	s.env.size = o.coldSize
-	sys, err := s.system(ctx, "cold", true)
+	name := "scoria"
+	if remote {
+		name = "scoria-remote"
+	}
+	sys, err := s.system(ctx, "cold-"+name, remote)
 	if err != nil {
 		return err
 	}
@@ -151,17 +166,22 @@ func (s *session) runCold(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	t := sys.target("bench", false)
-	t.name = "scoria-remote"
+	t.name = name
 	s.note(t)
 	if err = s.coldRows(ctx, t, "cold-"); err != nil {
 		return err
 	}
-	if err = sys.osds[0].stop(); err != nil {
+	if remote {
+		err = sys.osds[0].stop()
+		sys.osds = sys.osds[1:]
+	} else {
+		err = sys.breakDisk(ctx, "--block-cache", "1MiB")
+	}
+	if err != nil {
 		return err
 	}
-	sys.osds = sys.osds[1:]
 	t = sys.target("bench", false)
-	t.name = "scoria-remote"
+	t.name = name
 	return s.coldRows(ctx, t, "degraded-")
 }
 

@@ -76,6 +76,22 @@ func (s *scoria) start(ctx context.Context, more ...string) error {
 	return c.waitReady(ctx)
 }
 
+// breakDisk starts the gateway anew without one of the disk servers in its process: in the
+// place of its directory is one that it does not know.
+func (s *scoria) breakDisk(ctx context.Context, more ...string) error {
+	if err := s.stopGateway(); err != nil {
+		return err
+	}
+	dir := filepath.Join(s.dir, "data", "osd-0")
+	if err := os.Rename(dir, filepath.Join(s.dir, "osd-0-aside")); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "foreign"), 0o700); err != nil {
+		return err
+	}
+	return s.start(ctx, more...)
+}
+
 // stopGateway stops the gateway alone, cleanly.
 func (s *scoria) stopGateway() error {
 	c := s.gateway
@@ -115,7 +131,7 @@ func (s *scoria) uri(volume string, tcp bool) string {
 // target makes a volume of the system a target.
 func (s *scoria) target(volume string, tcp bool) *target {
 	t := &target{name: "scoria", kind: kinds["scoria"], uri: s.uri(volume, tcp), stop: s.stop,
-		drain:  func(ctx context.Context) error { return s.run(ctx, "volume", "drain", volume) },
+		drain:  func(ctx context.Context) error { return s.run(ctx, "volume", "drain", volume, "--wait") },
 		counts: s.counters, pids: []int{s.gateway.pid()}}
 	for _, c := range s.osds {
 		t.pids = append(t.pids, c.pid())
