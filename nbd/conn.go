@@ -68,8 +68,9 @@ type conn struct {
 		errs [maxBatch]error
 	}
 
-	parsed int                         // requests since the last fill
-	single int                         // requests in a row that came alone: none before them in the buffer, none in the device
+	parsed int // requests since the last fill
+	single int // requests in a row that came alone: none before them in the buffer, none in the device
+	poll   poller
 	slow   [wire.CmdCount]atomic.Int64 // moving average of calls that may wait, ns
 
 	draining atomic.Bool
@@ -130,6 +131,7 @@ func (c *conn) transmit() error {
 	c.quot.waitIdle()
 	c.out.waitIdle()
 	c.rcv.release()
+	c.srv.latest.CompareAndSwap(c, nil)
 	c.srv.pool.put(c.tx)
 	c.tx = nil
 	c.srv.counters.fold(&c.tal)
@@ -154,8 +156,13 @@ func (c *conn) serve() error {
 		}
 		c.send()
 		c.parsed = 0
+		c.rcv.spin = c.poll.next(c)
+		polls := c.rcv.spin > 0
 		if _, err := c.fill(nil, false); err != nil {
 			return err
+		}
+		if polls {
+			c.poll.learn(c.rcv.spin > 0)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,7 +38,8 @@ type receiver struct {
 	direct  []byte // where the next bytes go before buf
 	within  bool   // the client owes the rest of a request
 	ready   func(fd uintptr) bool
-	n       int // result of the last read
+	spin    time.Duration // how long the next fill polls before it sleeps
+	n       int           // result of the last read
 	err     error
 }
 
@@ -93,6 +95,7 @@ func (v *receiver) fill(direct []byte, within bool) (int, error) {
 // tryRead reads without waiting; false means that the socket has nothing.
 func (v *receiver) tryRead(fd uintptr) bool {
 	v.take()
+	var until time.Time
 	for {
 		if len(v.direct) > 0 {
 			v.n, v.err = unix.Readv(int(fd), [][]byte{v.direct, v.room()})
@@ -109,6 +112,16 @@ func (v *receiver) tryRead(fd uintptr) bool {
 		}
 		if !errors.Is(v.err, syscall.EAGAIN) {
 			return true
+		}
+		if v.spin > 0 {
+			now := time.Now()
+			if until.IsZero() {
+				until = now.Add(v.spin)
+			}
+			if now.Before(until) {
+				continue
+			}
+			v.spin = 0 // tells that it was in vain
 		}
 		v.wait(v.within)
 		v.giveIfSmall()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,8 @@ type Server struct {
 	draining atomic.Bool
 	wg       sync.WaitGroup // every goroutine of the server
 	ids      atomic.Uint64
+	latest   atomic.Pointer[conn] // that received something last
+	polls    bool                 // connections may poll: there is a processor left for others
 
 	mu        sync.Mutex // guards what follows
 	conns     map[*peer]struct{}
@@ -63,7 +66,7 @@ func NewServer(opts Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		opts: opts, budget: budget{free: opts.MaxBytes},
+		opts: opts, budget: budget{free: opts.MaxBytes}, polls: runtime.GOMAXPROCS(0) > 1,
 		conns: map[*peer]struct{}{}, half: map[*peer]struct{}{}, listeners: map[net.Listener]struct{}{}, done: make(chan struct{}),
 	}
 	s.empty.L = &s.mu

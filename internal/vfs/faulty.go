@@ -29,6 +29,8 @@ const (
 	OpSize    Op = 6
 	OpClose   Op = 7
 	OpLock    Op = 8
+	// OpStartWrite makes nothing durable for certain, so no point of failure is behind it.
+	OpStartWrite Op = 9
 
 	OpCreate   Op = 20 // OpenFile with O_CREATE or O_TRUNC
 	OpRemove   Op = 21
@@ -50,7 +52,7 @@ func (o Op) String() string {
 	names := map[Op]string{OpOpen: "open", OpReadDir: "readdir", OpStat: "stat", OpSpace: "space", OpRead: "read",
 		OpSize: "size", OpClose: "close", OpLock: "lock", OpCreate: "create", OpRemove: "remove", OpRename: "rename",
 		OpMkdir: "mkdir", OpSyncDir: "syncdir", OpWrite: "write", OpSync: "sync", OpTruncate: "truncate",
-		OpAllocate: "allocate", OpPunch: "punch"}
+		OpAllocate: "allocate", OpPunch: "punch", OpStartWrite: "start write"}
 	if n, ok := names[o]; ok {
 		return n
 	}
@@ -314,6 +316,10 @@ func (f *faultyFile) Size() (size int64, err error) {
 
 func (f *faultyFile) Allocate(off, length int64) error {
 	return f.fs.do(Call{Op: OpAllocate, Path: f.name, Off: off, Length: length}, func(int) error { return f.file.Allocate(off, length) })
+}
+
+func (f *faultyFile) StartWrite(off, length int64) error {
+	return f.fs.do(Call{Op: OpStartWrite, Path: f.name, Off: off, Length: length}, func(int) error { return f.file.StartWrite(off, length) })
 }
 
 func (f *faultyFile) Punch(off, length int64) error {

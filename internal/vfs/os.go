@@ -133,6 +133,14 @@ func (o *osFile) Sync() error {
 	}
 }
 
+func (o *osFile) StartWrite(off, length int64) error {
+	err := unix.SyncFileRange(int(o.f.Fd()), off, length, unix.SYNC_FILE_RANGE_WRITE)
+	if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINTR) {
+		return &fs.PathError{Op: "sync_file_range", Path: o.f.Name(), Err: err}
+	}
+	return nil
+}
+
 func (o *osFile) Size() (int64, error) {
 	st, err := o.f.Stat()
 	if err != nil {

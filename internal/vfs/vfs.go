@@ -74,6 +74,9 @@ type File interface {
 	WriteVAt(bufs [][]byte, off int64) (int, error)
 	// Sync makes data and size durable (fdatasync).
 	Sync() error
+	// StartWrite begins to write what was written to the range to the disk, and does not wait
+	// for the end (sync_file_range). It promises nothing: a Sync that follows is quicker.
+	StartWrite(off, length int64) error
 	// Truncate sets the size.
 	Truncate(size int64) error
 	// Size tells the current size in bytes.

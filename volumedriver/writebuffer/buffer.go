@@ -44,7 +44,8 @@ type Buffer struct {
 		cached   int64
 		closed   bool
 	}
-	sync syncState
+	sync   syncState
+	rhythm rhythm
 
 	openBytes atomic.Int64 // of the open SCO; for the Pool
 	pressed   atomic.Bool  // Pressure was called for the open SCO
@@ -52,7 +53,7 @@ type Buffer struct {
 
 	stats struct {
 		records, clusters, userBytes, writtenBytes, batches, directBytes atomic.Uint64
-		syncs, syncCalls, reads, spaceWaits                              atomic.Uint64
+		syncs, syncCalls, reads, spaceWaits, aheadBytes                  atomic.Uint64
 	}
 	closeOnce sync.Once
 	closeErr  error
@@ -71,8 +72,10 @@ type tail struct {
 	clusters uint32
 	heads    int64 // bytes of headers
 	section  tlog.Section
-	tainted  bool // bytes behind size must be cut off before the next write
-	noDirect bool // the file system refuses O_DIRECT
+	tainted  bool  // bytes behind size must be cut off before the next write
+	noDirect bool  // the file system refuses O_DIRECT
+	zeroed   int64 // up to here the file has zeroes behind size that are on the disk; see extend
+	noAhead  bool  // of seg: extend failed
 }
 
 func newBuffer(opts Options) *Buffer {
@@ -202,6 +205,7 @@ func (b *Buffer) openSegment() error {
 	t.nextSCO++
 	t.seg, t.file, t.listed, t.tainted = seg, h, false, false
 	t.size, t.clusters, t.heads = 0, 0, 0
+	t.zeroed, t.noAhead = 0, false
 	t.section.Reset(seg.number)
 	return nil
 }
@@ -218,6 +222,7 @@ func (b *Buffer) closeSegment() {
 		entries = append([]byte(nil), t.section.Bytes()...)
 	}
 	t.section = tlog.Section{} // an idle volume keeps no memory
+	b.trimAhead()
 	b.releaseTail()
 	b.openBytes.Store(0)
 	b.pressed.Store(false)
@@ -410,7 +415,7 @@ func (b *Buffer) Stats() Stats {
 	s.LastSeq, s.SyncedSeq = b.LastSeq(), b.SyncedSeq()
 	c := &b.stats
 	s.Records, s.Clusters, s.UserBytes, s.WrittenBytes = c.records.Load(), c.clusters.Load(), c.userBytes.Load(), c.writtenBytes.Load()
-	s.Batches, s.DirectBytes = c.batches.Load(), c.directBytes.Load()
+	s.Batches, s.DirectBytes, s.AheadBytes = c.batches.Load(), c.directBytes.Load(), c.aheadBytes.Load()
 	s.Syncs, s.SyncCalls, s.Reads, s.SpaceWaits = c.syncs.Load(), c.syncCalls.Load(), c.reads.Load(), c.spaceWaits.Load()
 	return s
 }

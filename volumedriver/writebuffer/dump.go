@@ -43,6 +43,9 @@ func DumpSegment(w io.Writer, fsys vfs.FS, name string) error {
 		}
 	}
 	why := "end of the file"
+	if s.off < int64(len(*buf)) {
+		why = "zeroes up to the end of the file"
+	}
 	if s.cut != nil {
 		why = s.cut.Error()
 	}

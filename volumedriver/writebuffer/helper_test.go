@@ -76,9 +76,11 @@ func randomOps(r *rand.Rand, n int, maxCount uint64) []Op {
 	return ops
 }
 
-// testOptions are of a small log: SCOs of 16 clusters, O_DIRECT from 2 clusters on.
+// testOptions are of a small log: SCOs of 16 clusters, O_DIRECT from 2 clusters on, space
+// ahead of the end from the second sync on.
 func testOptions(fsys vfs.FS, pool *Pool, j *journal) Options {
-	return Options{FS: fsys, Dir: "/log", Pool: pool, Volume: 7, Epoch: 1, SCOClusters: 16, Direct: 2 * ClusterSize, SpaceWait: -1, Applied: j.applied}
+	return Options{FS: fsys, Dir: "/log", Pool: pool, Volume: 7, Epoch: 1, SCOClusters: 16, Direct: 2 * ClusterSize, SpaceWait: -1, Applied: j.applied,
+		oftenSyncs: 2, aheadAfter: 1}
 }
 
 func newTestPool(t testing.TB, opts PoolOptions) *Pool {

@@ -80,6 +80,11 @@ type Options struct {
 	Direct int
 
 	Logger *slog.Logger // default: discards
+
+	// For tests with small SCOs: how many syncs are "often" (default oftenSyncs), and how large a
+	// segment must be to get space ahead (default aheadMin/2, so that it costs at most as much again).
+	oftenSyncs int
+	aheadAfter int64
 }
 
 // maxHeaderBytes bounds the headers of one segment, hence also its records: Clears fill no SCO.
@@ -97,6 +102,12 @@ func (o *Options) ensureDefaults() {
 	}
 	if o.Direct == 0 {
 		o.Direct = 256 << 10
+	}
+	if o.oftenSyncs == 0 {
+		o.oftenSyncs = oftenSyncs
+	}
+	if o.aheadAfter == 0 {
+		o.aheadAfter = aheadMin / 2
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -178,6 +189,7 @@ type Stats struct {
 	WrittenBytes      uint64 // data, headers and padding written
 	Batches           uint64 // groups of records written by one system call
 	DirectBytes       uint64 // of WrittenBytes, by O_DIRECT
+	AheadBytes        uint64 // zeroes written ahead of the end, not in WrittenBytes
 	Syncs, SyncCalls  uint64 // fdatasyncs of files; calls of Sync
 	Reads             uint64 // ReadAt answered from here
 	SpaceWaits        uint64 // Appends that met a full file system

@@ -1,6 +1,7 @@
 package writebuffer
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -14,8 +15,9 @@ import (
 const (
 	segmentMagic   = 0x53574353 // "SCWS"
 	recordMagic    = 0x52574353 // "SCWR"
-	formatVersion  = 1
-	headerSize     = 64 // of a segment and of a record
+	formatVersion  = 1          // of records
+	segmentVersion = 2          // of segments; 1 has no zeroes behind its records
+	headerSize     = 64         // of a segment and of a record
 	pageSize       = 4096
 	maxDataOffset  = headerSize + 4*sco.MaxClusters + pageSize
 	segmentPattern = "sco-%09x.log"
@@ -30,6 +32,7 @@ type segmentHeader struct {
 	firstSeq              uint64 // of the first record here
 	synced                uint64 // records up to here were durable when this was written
 	prev                  uint32 // checksum of the record before the first one here
+	version               uint16
 }
 
 // encode writes the header into b and returns its checksum, which the first record chains to.
@@ -37,7 +40,7 @@ func (h *segmentHeader) encode(b []byte) uint32 {
 	le := binary.LittleEndian
 	clear(b[:headerSize])
 	le.PutUint32(b[0:], segmentMagic)
-	le.PutUint16(b[4:], formatVersion)
+	le.PutUint16(b[4:], h.version)
 	le.PutUint64(b[8:], h.volume)
 	le.PutUint64(b[16:], h.number)
 	le.PutUint64(b[24:], h.epoch)
@@ -62,10 +65,11 @@ func parseSegmentHeader(b []byte) (segmentHeader, uint32, error) {
 	if got := blocksum.Of(b[:60]); got != crc {
 		return segmentHeader{}, 0, fmt.Errorf("segment header: crc %08x, stored %08x: %w", got, crc, frame.ErrChecksum)
 	}
-	if v := le.Uint16(b[4:]); v != formatVersion {
-		return segmentHeader{}, 0, fmt.Errorf("segment header: version %d, this program knows %d: %w", v, formatVersion, frame.ErrVersion)
+	v := le.Uint16(b[4:])
+	if v == 0 || v > segmentVersion {
+		return segmentHeader{}, 0, fmt.Errorf("segment header: version %d, this program knows 1..%d: %w", v, segmentVersion, frame.ErrVersion)
 	}
-	h := segmentHeader{volume: le.Uint64(b[8:]), number: le.Uint64(b[16:]), epoch: le.Uint64(b[24:]),
+	h := segmentHeader{version: v, volume: le.Uint64(b[8:]), number: le.Uint64(b[16:]), epoch: le.Uint64(b[24:]),
 		firstSeq: le.Uint64(b[32:]), synced: le.Uint64(b[40:]), prev: le.Uint32(b[48:])}
 	if h.volume == 0 || h.number == 0 || h.number > sco.MaxNumber || h.epoch == 0 || h.firstSeq == 0 {
 		return segmentHeader{}, 0, fmt.Errorf("segment header: volume %d, SCO %x, epoch %d, first record %d: %w",
@@ -188,7 +192,7 @@ type scanner struct {
 
 	sums   []byte // of the last record
 	dataAt int64  // of its data
-	cut    error  // why the log ends here, once next returned false; nil: at the end of b
+	cut    error  // why the log ends here, once next returned false; nil: at the end of b, or before zeroes
 }
 
 func newScanner(b []byte, verifyAfter uint64) (*scanner, error) {
@@ -213,13 +217,26 @@ func (s *scanner) next(r *record) bool {
 		}
 	}
 	if err != nil {
-		s.cut = fmt.Errorf("SCO %x, offset %d: %w", s.header.number, at, err)
+		if s.header.version == 1 || !isZero(s.b[s.off:]) { // zeroes are space ahead of the end
+			s.cut = fmt.Errorf("SCO %x, offset %d: %w", s.header.number, at, err)
+		}
 		return false
 	}
 	s.chain, s.seq, s.off = crc, r.seq, at+r.size()
 	s.synced = max(s.synced, r.synced)
 	if r.kind == tlog.Write {
 		s.index += uint32(r.count)
+	}
+	return true
+}
+
+func isZero(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeroes))
+		if !bytes.Equal(b[:n], zeroes[:n]) {
+			return false
+		}
+		b = b[n:]
 	}
 	return true
 }

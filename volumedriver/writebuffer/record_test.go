@@ -19,9 +19,14 @@ import (
 var update = flag.Bool("update", false, "rewrite golden files")
 
 // goldenSegment is fixed for ever: later versions must read the file as it is.
-func goldenSegment() []byte {
+func goldenSegment() []byte { return makeSegment(1) }
+
+// goldenAhead is a segment with space ahead, which version 2 allows.
+func goldenAhead() []byte { return append(makeSegment(2), make([]byte, 5000)...) }
+
+func makeSegment(version uint16) []byte {
 	out := make([]byte, headerSize)
-	h := segmentHeader{volume: 7, number: 0x1f, epoch: 3, firstSeq: 100, synced: 98, prev: 0xcafe}
+	h := segmentHeader{version: version, volume: 7, number: 0x1f, epoch: 3, firstSeq: 100, synced: 98, prev: 0xcafe}
 	chain := h.encode(out)
 	index := uint32(0)
 	for i, x := range []struct {
@@ -53,8 +58,11 @@ func goldenSegment() []byte {
 }
 
 func TestGolden(t *testing.T) {
-	const name = "testdata/v1.segment"
-	seg := goldenSegment()
+	testGolden(t, "testdata/v1.segment", goldenSegment(), 0, "end of the file")
+	testGolden(t, "testdata/v2.segment", goldenAhead(), 5000, "zeroes up to the end of the file")
+}
+
+func testGolden(t *testing.T, name string, seg []byte, zeroes int64, end string) {
 	if *update {
 		if err := os.WriteFile(name, seg, 0o644); err != nil {
 			t.Fatal(err)
@@ -65,10 +73,10 @@ func TestGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(seg, want) {
-		t.Error("the encoding changed: readers of version 1 would not understand it")
+		t.Error("the encoding changed: readers of this version would not understand it")
 	}
 	found, err := scan(want, int64(len(want)), 0)
-	if err != nil || found.cut != nil || found.lastSeq != 103 || found.clusters != 5 || found.end != int64(len(want)) || found.synced != 99 {
+	if err != nil || found.cut != nil || found.lastSeq != 103 || found.clusters != 5 || found.end != int64(len(want))-zeroes || found.synced != 99 {
 		t.Fatalf("%+v, %v", found, err)
 	}
 	var text strings.Builder
@@ -81,7 +89,7 @@ func TestGolden(t *testing.T) {
 		"101 clear 0+17179869184 synced 99",
 		"102 write 9+3 index 1 data at 12288 sums [",
 		"103 write 17179869183+1 index 4",
-		"record 103, 5 clusters: end of the file",
+		"record 103, 5 clusters: " + end,
 	} {
 		if !strings.Contains(text.String(), line) {
 			t.Errorf("dump lacks %q:\n%s", line, text.String())
@@ -148,7 +156,7 @@ func TestScanDamage(t *testing.T) {
 		t.Errorf("%d bytes are not protected, want the %d of padding", padding, pad)
 	}
 	next := bytes.Clone(seg)
-	next[4]++
+	next[4] = segmentVersion + 1
 	binary.LittleEndian.PutUint32(next[60:], blocksum.Of(next[:60]))
 	if _, err := scan(next, int64(len(next)), 0); !errors.Is(err, frame.ErrVersion) {
 		t.Errorf("segment of the next version: %v", err)
@@ -159,6 +167,30 @@ func TestScanDamage(t *testing.T) {
 	binary.LittleEndian.PutUint32(rec[4:], blocksum.Of(rec[8:headerSize+4]))
 	if found, err := scan(next, int64(len(next)), 0); err != nil || !errors.Is(found.cut, frame.ErrVersion) {
 		t.Errorf("record of the next version: %v %v", err, found.cut)
+	}
+}
+
+// Zeroes behind the records are space ahead of the end, from version 2 on and only if there is nothing
+// else behind them: what follows a gap shows that something has been lost.
+func TestScanAhead(t *testing.T) {
+	for name, c := range map[string]struct {
+		version uint16
+		tail    []byte
+		clean   bool
+	}{
+		"none":                 {2, nil, true},
+		"less than a header":   {2, make([]byte, headerSize-1), true},
+		"many":                 {2, make([]byte, 3*aheadMin+17), true},
+		"version 1":            {1, make([]byte, 5000), false},
+		"something at the end": {2, append(make([]byte, 100000), 1), false},
+		"something in between": {2, append(append(make([]byte, 4096), 0x80), make([]byte, 4096)...), false},
+	} {
+		seg := makeSegment(c.version)
+		b := append(bytes.Clone(seg), c.tail...)
+		found, err := scan(b, int64(len(b)), 0)
+		if err != nil || found.end != int64(len(seg)) || found.lastSeq != 103 || (found.cut == nil) != c.clean {
+			t.Errorf("%s: %+v, %v", name, found, err)
+		}
 	}
 }
 
@@ -196,6 +228,7 @@ func FuzzParseRecord(f *testing.F) {
 func FuzzScan(f *testing.F) {
 	seg := goldenSegment()
 	f.Add(seg)
+	f.Add(goldenAhead())
 	f.Add(seg[:headerSize])
 	f.Add(seg[:headerSize+100])
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -203,7 +236,7 @@ func FuzzScan(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if found.end > int64(len(b)) || found.clusters > sco.MaxClusters || found.cut == nil && found.end != int64(len(b)) {
+		if found.end > int64(len(b)) || found.clusters > sco.MaxClusters || found.cut == nil && found.end != int64(len(b)) && (found.header.version == 1 || !isZero(b[found.end:])) {
 			t.Fatalf("%+v of %d bytes", found, len(b))
 		}
 		if found.section != nil {

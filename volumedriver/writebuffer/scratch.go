@@ -165,7 +165,7 @@ func (s *scratch) room(b *Buffer, n uint64, kind tlog.Kind) error {
 // segmentHeader puts the header of the open segment in front of its first record.
 func (s *scratch) segmentHeader(b *Buffer) {
 	seg := b.tail.seg
-	h := segmentHeader{volume: b.opts.Volume, number: seg.number, epoch: b.opts.Epoch, firstSeq: seg.firstSeq, synced: s.synced, prev: s.chain}
+	h := segmentHeader{version: segmentVersion, volume: b.opts.Volume, number: seg.number, epoch: b.opts.Epoch, firstSeq: seg.firstSeq, synced: s.synced, prev: s.chain}
 	head := s.take(headerSize)
 	s.chain = h.encode(head)
 	s.push(0, false, head)
@@ -258,6 +258,8 @@ func (s *scratch) write(b *Buffer) error {
 		}
 		t.tainted = false
 	}
+	s.extend(b)
+	s.pad(b)
 	for i, c := range s.chunks {
 		end := len(s.iovs)
 		if i+1 < len(s.chunks) {
@@ -267,6 +269,7 @@ func (s *scratch) write(b *Buffer) error {
 			// The chain of checksums would tell remains from what is written there next, but
 			// a clean end is better.
 			t.tainted = t.file.f.Truncate(t.size) != nil
+			t.zeroed = 0
 			return fmt.Errorf("append to %s: %w", t.seg.path, err)
 		}
 	}
@@ -276,14 +279,11 @@ func (s *scratch) write(b *Buffer) error {
 func (b *Buffer) writeChunk(c chunk, bufs [][]byte) error {
 	t := &b.tail
 	if c.direct && !t.noDirect {
-		if t.direct == nil {
-			f, err := b.opts.FS.OpenFile(t.seg.path, os.O_WRONLY|vfs.ODirect, 0)
-			if err != nil {
-				return err
-			}
-			t.direct = f
+		f, err := b.directFile()
+		if err != nil {
+			return err
 		}
-		_, err := t.direct.WriteVAt(bufs, c.off)
+		_, err = f.WriteVAt(bufs, c.off)
 		if !errors.Is(err, syscall.EINVAL) {
 			return err
 		}
@@ -291,6 +291,19 @@ func (b *Buffer) writeChunk(c chunk, bufs [][]byte) error {
 	}
 	_, err := t.file.f.WriteVAt(bufs, c.off)
 	return err
+}
+
+// directFile returns the open segment's file for O_DIRECT.
+func (b *Buffer) directFile() (vfs.File, error) {
+	t := &b.tail
+	if t.direct == nil {
+		f, err := b.opts.FS.OpenFile(t.seg.path, os.O_WRONLY|vfs.ODirect, 0)
+		if err != nil {
+			return nil, err
+		}
+		t.direct = f
+	}
+	return t.direct, nil
 }
 
 // commit makes a written batch count: readers find it, the owner applies it, the requests
@@ -346,6 +359,7 @@ func (s *scratch) commit(b *Buffer) error {
 	c.writtenBytes.Add(uint64(s.written))
 	c.directBytes.Add(uint64(s.direct))
 	c.batches.Add(1)
+	b.hasten()
 	if t.clusters >= uint32(b.opts.SCOClusters) {
 		b.closeSegment()
 	}

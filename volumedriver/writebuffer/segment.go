@@ -144,7 +144,7 @@ func scan(b []byte, size int64, verifyAfter uint64) (*scanned, error) {
 		}
 	}
 	out.clusters, out.end, out.lastSeq, out.chain, out.synced, out.cut = s.index, s.off, s.seq, s.chain, s.synced, s.cut
-	if out.cut == nil && out.end < size {
+	if out.cut == nil && int64(len(b)) < size {
 		out.cut = fmt.Errorf("SCO %x, offset %d: %d bytes beyond the largest segment", s.header.number, out.end, size-out.end)
 	}
 	if section.Entries() > 0 {

@@ -110,6 +110,7 @@ func (b *Buffer) syncNow() error {
 	}
 	var few [4]part
 	parts := few[:0]
+	b.beat()
 	target := b.lastSeq.Load() // before the sizes: they cover it
 	b.mu.Lock()
 	for _, seg := range b.mu.unsynced {
