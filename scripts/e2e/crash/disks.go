@@ -12,21 +12,22 @@ import (
 	"time"
 
 	"scoria/scripts/e2e/internal/e2e"
+	"scoria/scripts/e2e/internal/history"
 )
 
 // damage writes, drains, stops the server, harms some disk servers and the write buffer,
 // and wants everything back: erasure coding must make up for it, checksums must find it.
-func damage(o options, h *history, r *rand.Rand) error {
+func damage(o options, h *history.History, r *rand.Rand) error {
 	c, err := e2e.Dial("tcp", o.server.NBD, o.server.Volume)
 	if err != nil {
 		return err
 	}
-	for at := 0; at+256 <= len(h.acked); at += 256 { // 128 KiB each
-		seq, data := h.begin(at, 256)
-		if err := c.WriteAt(data, uint64(at)*sector); err != nil {
+	for at := 0; at+256 <= h.Sectors(); at += 256 { // 128 KiB each
+		w := h.BeginAt(at, 256)
+		if err := c.WriteAt(w.Data, w.Offset()); err != nil {
 			return errors.Join(err, c.Close())
 		}
-		h.end(seq, at, 256)
+		h.End(w)
 	}
 	if err := errors.Join(c.Flush(), c.Close()); err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"scoria/scripts/e2e/internal/e2e"
+	"scoria/scripts/e2e/internal/history"
 )
 
 type options struct {
@@ -38,7 +39,7 @@ func main() {
 	o := options{server: new(e2e.Server)}
 	flag.IntVar(&o.rounds, "rounds", 20, "kills")
 	flag.IntVar(&o.connections, "connections", 2, "NBD connections")
-	flag.IntVar(&o.depth, "depth", 8, "writes in flight per connection; one connection with depth 1 also checks for an exact prefix")
+	flag.IntVar(&o.depth, "depth", 8, "writes in flight per connection; with one connection and depth 1 the prefix is exact")
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64(), "of all random choices")
 	flag.IntVar(&o.span, "span", 32<<20, "bytes of the volume to write on")
 	flag.DurationVar(&o.load, "load", 1500*time.Millisecond, "longest load before a kill")
@@ -77,7 +78,7 @@ func run(o options) (err error) {
 		err = os.RemoveAll(dir)
 	}()
 	r := rand.New(rand.NewPCG(o.seed, 1))
-	h := newHistory(o.seed, o.span/sector)
+	h := history.New(o.seed, o.span/history.Sector)
 	if err := o.server.Start(context.Background()); err != nil {
 		return err
 	}
@@ -88,10 +89,10 @@ func run(o options) (err error) {
 }
 
 // kills is the loop of load, kill, restart and check.
-func kills(o options, h *history, r *rand.Rand) error {
+func kills(o options, h *history.History, r *rand.Rand) error {
 	begin, restarts, slowest := time.Now(), time.Duration(0), time.Duration(0)
 	for round := 1; round <= o.rounds; round++ {
-		before := h.acks
+		before := h.Count()
 		if err := loadAndKill(o, h, r); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
@@ -110,20 +111,20 @@ func kills(o options, h *history, r *rand.Rand) error {
 		if err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
-		fmt.Printf("crash: round %2d: %6d writes acknowledged, %6d sent so far, newest visible %6d, ready again in %v\n",
-			round, h.acks-before, h.next, newest, took.Round(time.Millisecond))
+		fmt.Printf("crash: round %2d: %6d writes acknowledged, %6d sent so far, newest visible has time %6d, ready again in %v\n",
+			round, h.Count().Acknowledged-before.Acknowledged, h.Count().Sent, newest, took.Round(time.Millisecond))
 	}
 	promise := "none lost"
 	if o.wipe != "" {
 		promise = "always a prefix without " + o.wipe
 	}
-	fmt.Printf("crash: %d kills, %d acknowledged writes, %s; restart %v on average, %v at most; %v\n", o.rounds, h.acks, promise,
+	fmt.Printf("crash: %d kills, %d acknowledged writes, %s; restart %v on average, %v at most; %v\n", o.rounds, h.Count().Acknowledged, promise,
 		(restarts / time.Duration(o.rounds)).Round(time.Millisecond), slowest.Round(time.Millisecond), time.Since(begin).Round(time.Second))
 	return nil
 }
 
 // loadAndKill writes for a random time and kills the server meanwhile.
-func loadAndKill(o options, h *history, r *rand.Rand) error {
+func loadAndKill(o options, h *history.History, r *rand.Rand) error {
 	var clients []*e2e.Client
 	defer func() {
 		for _, c := range clients {
@@ -152,11 +153,9 @@ func loadAndKill(o options, h *history, r *rand.Rand) error {
 	}
 	err := untilKill(r, o.load, errs)
 	if err == nil && o.wipe != "" { // what is drained now must survive the loss of the write buffer; what follows may
-		h.mu.Lock()
-		floor := h.next - min(h.next, 1) // the last may be on its way
-		h.mu.Unlock()
+		b := h.Before(history.Drained)
 		if err = o.server.Command("volume", "drain", o.server.Volume, "--wait"); err == nil {
-			h.floor = max(h.floor, floor)
+			h.Done(b)
 			err = untilKill(r, o.load, errs)
 		}
 	}
@@ -178,79 +177,28 @@ func untilKill(r *rand.Rand, longest time.Duration, errs <-chan error) error {
 	}
 }
 
-// writer writes until the connection dies. All writers of one sector would race for the
-// order, so a write in flight blocks its sectors.
-func writer(c *e2e.Client, h *history, r *rand.Rand) error {
-	for i := 0; ; i++ {
+// writer writes until the connection dies.
+func writer(c *e2e.Client, h *history.History, r *rand.Rand) error {
+	for {
 		if r.IntN(50) == 0 {
+			b := h.Before(history.Flushed)
 			if err := c.Flush(); err != nil {
 				return err
 			}
+			h.Done(b)
 		}
-		n := 8 // 4 KiB
-		switch r.IntN(8) {
-		case 0:
-			n = 1 + r.IntN(20) // unaligned
-		case 1:
-			n = 8 * (1 + r.IntN(32)) // up to 128 KiB
+		w, ok := h.BeginRandom(r)
+		if !ok {
+			return errors.New("no place is free for one more write")
 		}
-		first := r.IntN(len(h.acked) - n)
-		if r.IntN(2) == 0 && n%8 == 0 {
-			first -= first % 8
-		}
-		release := claim.take(first, n)
-		seq, data := h.begin(first, n)
-		err := c.WriteAt(data, uint64(first)*sector)
-		if err == nil {
-			h.end(seq, first, n)
-		}
-		release()
-		if err != nil {
+		if err := c.WriteAt(w.Data, w.Offset()); err != nil {
 			return err
 		}
+		h.End(w)
 	}
 }
 
-// claim keeps writes in flight apart where they overlap.
-var claim = newClaims()
-
-type claims struct {
-	mu    sync.Mutex
-	freed *sync.Cond
-	taken map[int]int // first sector -> sectors
-}
-
-func newClaims() *claims {
-	c := &claims{taken: make(map[int]int)}
-	c.freed = sync.NewCond(&c.mu)
-	return c
-}
-
-func (c *claims) take(first, n int) (release func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.overlapsLocked(first, n) {
-		c.freed.Wait()
-	}
-	c.taken[first] = n
-	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.taken, first)
-		c.freed.Broadcast()
-	}
-}
-
-func (c *claims) overlapsLocked(first, n int) bool {
-	for f, k := range c.taken {
-		if first < f+k && f < first+n {
-			return true
-		}
-	}
-	return false
-}
-
-func verify(o options, h *history) (newest uint64, err error) {
+func verify(o options, h *history.History) (newest uint64, err error) {
 	c, err := e2e.Dial("tcp", o.server.NBD, o.server.Volume)
 	if err != nil {
 		return 0, err
@@ -263,9 +211,9 @@ func verify(o options, h *history) (newest uint64, err error) {
 			return 0, fmt.Errorf("read back at %d: %w", at, err)
 		}
 	}
-	newest, err = h.check(volume, o.connections == 1 && o.depth == 1, o.wipe != "")
-	if err == nil && newest < h.floor {
-		err = fmt.Errorf("newest write visible is %d, though all up to %d had been drained", newest, h.floor)
+	promise := history.Acknowledged
+	if o.wipe != "" {
+		promise = history.Drained
 	}
-	return newest, err
+	return h.Check(volume, promise)
 }
