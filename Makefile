@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 FUZZTIME ?= 10s
 STRESS_SECONDS ?= 300
+DRILL_SECONDS ?= 600
 BUILD := build
 
 .PHONY: build run test race lint fmt fuzz bench e2e stress sim drill mutants cover proto deps clean help
@@ -45,8 +46,8 @@ stress: ## crash, model and stress tests in a loop for STRESS_SECONDS (300)
 sim: ## the simulations (crash at every write, model against volume) once, with long settings
 	@scripts/stress.sh 121
 
-drill: ## fault drills on running systems
-	@scripts/drill.sh
+drill: build ## fault drills on running systems for DRILL_SECONDS (600); the report is build/drill.json
+	@scripts/drill.sh $(DRILL_SECONDS)
 
 mutants: ## break every contract on purpose and see that tests notice
 	@scripts/mutants.sh

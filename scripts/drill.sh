@@ -1,9 +1,10 @@
 #!/bin/bash
-# Fault drills on running systems of several processes.
+# Fault drills on running systems, of one process and of several: scripts/e2e/drill.
+# usage: scripts/drill.sh [SECONDS] [flags of build/e2e-drill]...   about ten minutes by default; the report is build/drill.json
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ -x scripts/drill/run.sh ]; then
-	exec scripts/drill/run.sh
-fi
-echo "drill: there are no drills yet: they need the roles as separate processes. What one machine can show is in make e2e (kill -9, garbage)." >&2
-exit 1
+seconds=${1:-600}
+[ $# = 0 ] || shift
+mkdir -p build
+go build -o build/e2e-drill ./scripts/e2e/drill
+exec build/e2e-drill -for "${seconds}s" -report build/drill.json "$@"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# usage: scripts/e2e/run.sh [smoke|all|clients|vm|crash|disks|garbage]...
+# usage: scripts/e2e/run.sh [smoke|all|clients|vm|crash|disks|drill|garbage]...
 # The end-to-end tests against bin/scoria; SERVER=nbdkit tests the tests. smoke is what fits into
 # `make test` (about a minute), all (the default) takes about ten. Each part is bounded in time.
 set -euo pipefail
@@ -30,6 +30,12 @@ disks() { # two of six may go; damage may not reach the client
 	part "bytes flipped on two disk servers" 300 build/e2e-crash -server scoria -flip 200
 }
 garbage() { part garbage 600 build/e2e-garbage -server "$SERVER" -for "$1"; }
+drill() { # drill SECONDS [FLAG...]
+	[ "$SERVER" = scoria ] || return 0
+	local seconds=$1
+	shift
+	part drill $((seconds + 600)) scripts/drill.sh "$seconds" "$@"
+}
 vm() {
 	part "guest, nbd-client" 700 scripts/e2e/vm/run.sh
 	[ "$SERVER" != scoria ] || ATTACH=scoria part "guest, scoria attach" 700 scripts/e2e/vm/run.sh
@@ -42,11 +48,13 @@ for what; do
 		SMALL=1 TREE=${TREE:-$(go env GOROOT)/src/net} clients 180
 		crash 3
 		garbage 5s
+		drill 1 -only 'kill gateway while,cut clients,cut disk,kill everything'
 		;;
-	all) clients; crash 20; prefix 5; wipe 10; disks; garbage 60s; vm ;;
+	all) clients; crash 20; prefix 5; wipe 10; disks; garbage 60s; drill 120; vm ;;
 	clients) clients ;;
 	crash) crash 20; prefix 5; wipe 10 ;;
 	disks) disks ;;
+	drill) drill 600 ;;
 	garbage) garbage "${GARBAGE:-180s}" ;;
 	vm) vm ;;
 	*) echo "e2e: unknown part $what; see the head of $0" >&2; exit 2 ;;

@@ -198,6 +198,9 @@ func (c *Client) WriteAt(p []byte, off uint64) error {
 // Flush asks for everything acknowledged to be durable.
 func (c *Client) Flush() error { return c.do(cmdFlush, 0, 0, nil, nil) }
 
+// Abort closes the socket, so that whoever waits for an answer gets an error. Close is still to be called.
+func (c *Client) Abort() { _ = c.conn.Close() } // fails only if it is closed
+
 // Close ends the connection, with NBD_CMD_DISC if it still works, and waits for the reader.
 func (c *Client) Close() error {
 	c.mu.Lock()
@@ -209,5 +212,8 @@ func (c *Client) Close() error {
 	c.mu.Unlock()
 	err := c.conn.Close()
 	<-c.done
+	if errors.Is(err, net.ErrClosed) {
+		return nil // by Abort
+	}
 	return err
 }

@@ -26,14 +26,12 @@ type Server struct {
 	NBD     string // host:port, chosen by Start
 	Admin   string // host:port, chosen by Start
 	Extra   []string
-	process *exec.Cmd
-	ended   chan error
-	log     *os.File
+	process Process
 	created bool
 }
 
-// freePort returns a loopback address that nobody listens on.
-func freePort() (string, error) {
+// FreePort returns a loopback address that nobody listens on.
+func FreePort() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
@@ -45,8 +43,8 @@ func freePort() (string, error) {
 func (s *Server) Start(ctx context.Context) error {
 	if s.NBD == "" {
 		var err1, err2 error
-		s.NBD, err1 = freePort()
-		s.Admin, err2 = freePort()
+		s.NBD, err1 = FreePort()
+		s.Admin, err2 = FreePort()
 		if err := errors.Join(err1, err2); err != nil {
 			return err
 		}
@@ -56,7 +54,7 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := s.wait(ctx); err != nil {
+	if err := s.process.Until(ctx, s.ready); err != nil {
 		return errors.Join(err, s.Kill())
 	}
 	if s.Kind != "scoria" || s.created {
@@ -80,20 +78,16 @@ func (s *Server) Command(args ...string) error {
 	return nil
 }
 
-func (s *Server) launch() (err error) {
-	if s.log == nil {
-		if s.log, err = os.Create(filepath.Join(s.Dir, "server.log")); err != nil {
-			return err
-		}
-	}
+func (s *Server) launch() error {
 	host, port, err := net.SplitHostPort(s.NBD)
 	if err != nil {
 		return err
 	}
+	s.process.Log = filepath.Join(s.Dir, "server.log")
 	switch s.Kind {
 	case "scoria":
-		args := []string{"serve", "--data", filepath.Join(s.Dir, "data"), "--nbd", s.NBD, "--admin", s.Admin}
-		s.process = exec.Command(s.Binary, append(args, s.Extra...)...)
+		args := []string{s.Binary, "serve", "--data", filepath.Join(s.Dir, "data"), "--nbd", s.NBD, "--admin", s.Admin}
+		s.process.Args = append(args, s.Extra...)
 	case "nbdkit":
 		f := filepath.Join(s.Dir, "disk.img")
 		if _, err := os.Stat(f); err != nil {
@@ -101,40 +95,13 @@ func (s *Server) launch() (err error) {
 				return fmt.Errorf("truncate: %w: %s", err, out)
 			}
 		}
-		s.process = exec.Command("nbdkit", "-f", "-i", host, "-p", port, "file", f)
+		s.process.Args = []string{"nbdkit", "-f", "-i", host, "-p", port, "file", f}
 	case "nbdkit-memory":
-		s.process = exec.Command("nbdkit", "-f", "-i", host, "-p", port, "memory", strings.TrimSuffix(s.Size, "iB"))
+		s.process.Args = []string{"nbdkit", "-f", "-i", host, "-p", port, "memory", strings.TrimSuffix(s.Size, "iB")}
 	default:
 		return fmt.Errorf("unknown server %q (scoria, nbdkit or nbdkit-memory)", s.Kind)
 	}
-	s.process.Stdout, s.process.Stderr = s.log, s.log
-	s.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := s.process.Start(); err != nil {
-		return err
-	}
-	p := s.process
-	s.ended = make(chan error, 1)
-	go func(ended chan<- error) { ended <- p.Wait() }(s.ended) // Kill and Stop receive
-	return nil
-}
-
-func (s *Server) wait(ctx context.Context) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	last := errors.New("not tried")
-	for {
-		select {
-		case err := <-s.ended:
-			s.ended <- err // for Kill
-			return fmt.Errorf("the server ended before it was ready: %v; see %s", err, s.log.Name())
-		case <-ctx.Done():
-			return fmt.Errorf("the server is not ready: %w; see %s", last, s.log.Name())
-		case <-tick.C:
-		}
-		if last = s.ready(ctx); last == nil {
-			return nil
-		}
-	}
+	return s.process.Start()
 }
 
 func (s *Server) ready(ctx context.Context) error {
@@ -145,7 +112,12 @@ func (s *Server) ready(ctx context.Context) error {
 		}
 		return c.Close()
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Admin+"/readyz", nil)
+	return AskReady(ctx, s.Admin)
+}
+
+// AskReady asks the admin port of a Scoria server whether it is ready.
+func AskReady(ctx context.Context, admin string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/readyz", nil)
 	if err != nil {
 		return err
 	}
@@ -163,41 +135,17 @@ func (s *Server) ready(ctx context.Context) error {
 }
 
 // Kill ends the server with SIGKILL and waits for its end.
-func (s *Server) Kill() error { return s.end(syscall.SIGKILL, 10*time.Second) }
+func (s *Server) Kill() error { return s.process.End(syscall.SIGKILL, 10*time.Second) }
 
 // Stop ends the server with SIGTERM and waits for its end; a server that stays is an error.
-func (s *Server) Stop() error { return s.end(syscall.SIGTERM, 30*time.Second) }
-
-func (s *Server) end(sig syscall.Signal, patience time.Duration) error {
-	if s.process == nil {
-		return nil
-	}
-	if err := s.process.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	defer func() { s.process = nil }()
-	select {
-	case <-s.ended:
-		return nil
-	case <-time.After(patience):
-	}
-	err := errors.Join(fmt.Errorf("the server (pid %d) was still there %v after signal %v", s.process.Process.Pid, patience, sig), s.process.Process.Kill())
-	select {
-	case <-s.ended:
-	case <-time.After(30 * time.Second): // stuck in the kernel: say so instead of hanging too
-		err = errors.Join(err, errors.New("SIGKILL did not end it either (state D?)"))
-	}
-	return err
-}
+func (s *Server) Stop() error { return s.process.End(syscall.SIGTERM, 30*time.Second) }
 
 // Alive tells whether the process runs.
-func (s *Server) Alive() bool {
-	return s.process != nil && s.process.Process.Signal(syscall.Signal(0)) == nil && len(s.ended) == 0
-}
+func (s *Server) Alive() bool { return s.process.Alive() }
 
 // Memory returns the resident set now and its highest value, in bytes.
 func (s *Server) Memory() (rss, peak uint64, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Process.Pid))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Pid()))
 	if err != nil {
 		return 0, 0, err
 	}
