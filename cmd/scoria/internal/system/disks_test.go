@@ -3,12 +3,15 @@ package system
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"scoria/metadata"
 	"scoria/nbd/nbdtest"
 )
 
@@ -235,4 +238,34 @@ func TestFlippedFragments(t *testing.T) {
 		t.Errorf("damage everywhere: %+v", got)
 	}
 	r.degraded(true)
+}
+
+// TestHangingDiskServers: disk servers that take connections and never answer are told, each as
+// itself; nothing else is made to look broken by the time that asking them takes.
+func TestHangingDiskServers(t *testing.T) {
+	r := newRig(t)
+	s := r.start()
+	hanging := make(map[string]bool)
+	for i := range 2 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0") // the kernel takes the connections
+		must(t, err)
+		defer func() { must(t, ln.Close()) }()
+		uuid := fmt.Sprintf("00000000-0000-4000-8000-00000000000%d", i)
+		_, err = s.abm.SeenOSD(t.Context(), metadata.OSD{UUID: uuid, Node: "elsewhere", Addr: ln.Addr().String(), Capacity: 1 << 30})
+		must(t, err)
+		_, err = s.abm.ClaimOSD(t.Context(), uuid)
+		must(t, err)
+		hanging[uuid] = true
+	}
+	st := r.degraded(true)
+	for _, o := range st.OSDs {
+		if hanging[o.UUID] != (o.Problem != "") {
+			t.Errorf("disk server %d at %s: problem %q", o.ID, o.Addr, o.Problem)
+		}
+	}
+	for _, p := range st.Problems {
+		if strings.Contains(p, "listed") {
+			t.Errorf("blamed for what disk servers do: %s", p)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sort"
 	"strconv"
+	"sync"
 	"time"
 
 	"scoria/alba"
@@ -38,13 +39,15 @@ type sample struct {
 }
 
 func (s *System) sample() *sample {
-	ctx, cancel := context.WithTimeout(s.bg, infoTimeout)
+	ctx, cancel := context.WithTimeout(s.bg, 2*infoTimeout)
 	defer cancel()
 	out := &sample{nbd: s.nbd.Stats(), driver: s.driver.Stats(), alba: s.client.Stats(), maintenance: adminMaintenance(s.agent.Status())}
 	var err error
 	if out.osds, err = s.OSDs(ctx); err != nil {
 		out.problems = append(out.problems, "disk servers cannot be listed: "+err.Error())
 	}
+	ctx, cancel = context.WithTimeout(s.bg, infoTimeout) // of its own: a disk server that hangs says nothing about volumes
+	defer cancel()
 	vols, err := s.Volumes(ctx)
 	if err != nil {
 		out.problems = append(out.problems, "volumes cannot be listed: "+err.Error())
@@ -146,8 +149,9 @@ var osdStates = map[metadata.OSDState]string{
 	metadata.OSDLost: "lost", metadata.OSDGone: "gone",
 }
 
-// OSDs implements admin.Store. Each disk server is asked; one that does not answer is listed
-// with what the ABM knows of it, and the problem.
+// OSDs implements admin.Store. All disk servers are asked at the same time, each with a time
+// limit of its own; one that does not answer is listed with what the ABM knows of it, and the
+// problem.
 func (s *System) OSDs(ctx context.Context) ([]admin.OSD, error) {
 	recs, err := s.abm.ListOSDs(ctx)
 	if err != nil {
@@ -157,9 +161,11 @@ func (s *System) OSDs(ctx context.Context) ([]admin.OSD, error) {
 	if err != nil {
 		return nil, adminError(driverError(err))
 	}
-	out := make([]admin.OSD, 0, len(recs))
-	for _, r := range recs {
-		o := admin.OSD{ID: uint32(r.ID), UUID: r.UUID, Node: r.Node, Addr: r.Addr, State: osdStates[r.State], Capacity: r.Capacity, Used: r.Used, Full: r.Full, LastSeen: r.LastSeen}
+	out := make([]admin.OSD, len(recs), len(recs)+len(s.disks.list))
+	var asked sync.WaitGroup
+	for i, r := range recs {
+		o := &out[i]
+		*o = admin.OSD{ID: uint32(r.ID), UUID: r.UUID, Node: r.Node, Addr: r.Addr, State: osdStates[r.State], Capacity: r.Capacity, Used: r.Used, Full: r.Full, LastSeen: r.LastSeen}
 		switch r.State {
 		case metadata.OSDLost:
 			if n := left[r.ID]; n > 0 {
@@ -167,10 +173,10 @@ func (s *System) OSDs(ctx context.Context) ([]admin.OSD, error) {
 			}
 		case metadata.OSDGone:
 		default:
-			s.askOSD(ctx, r, &o)
+			asked.Go(func() { s.askOSD(ctx, r, o) })
 		}
-		out = append(out, o)
 	}
+	asked.Wait()
 	for _, k := range s.disks.list { // those that have never got as far as the ABM
 		known := slices.ContainsFunc(recs, func(r metadata.OSD) bool { return r.Addr == k.addr })
 		if !known {
@@ -205,6 +211,8 @@ func (s *System) leftOnLost(ctx context.Context, recs []metadata.OSD) (map[metad
 }
 
 func (s *System) askOSD(ctx context.Context, r metadata.OSD, o *admin.OSD) {
+	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
 	api, err := s.disks.api(r)
 	var info osd.Info
 	if err == nil {
