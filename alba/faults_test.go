@@ -368,6 +368,29 @@ func TestHedge(t *testing.T) {
 	}
 }
 
+// TestHungDisk: a disk that answers nothing is taken out of use long before a request to it
+// times out, also when nothing is left for hedges.
+func TestHungDisk(t *testing.T) {
+	o := fast()
+	o.ReadTimeout, o.HedgeMin, o.HedgeMax = time.Hour, time.Millisecond, time.Millisecond // without the budget, hedges would come at once
+	cl := albatest.New(t, albatest.Config{Client: o})
+	ns := cl.Namespace("v")
+	want := data(1, 1<<20)
+	put(t, cl.Client, ns, "o", want)
+	id := cl.Manifest(ns, "o").Chunks[0].Fragments[0].OSD
+	cl.ByID(id).SetHang(osdtest.OpRead, true)
+	for i := range 100 { // more than there are hedges
+		off := i % 32 * 4096
+		got, err := read(t, cl.Client, ns, "o", off, 4096)
+		if err != nil || !bytes.Equal(got, want[off:off+4096]) {
+			t.Fatalf("read %d: %v", i, err)
+		}
+	}
+	if st := cl.Client.Stats(); st.HedgesWon > 60 {
+		t.Errorf("%d reads waited for a hedge: the disk was never taken out of use", st.HedgesWon)
+	}
+}
+
 func TestOneBlockOneRead(t *testing.T) {
 	cl := albatest.New(t, albatest.Config{})
 	ns := cl.Namespace("v")

@@ -256,7 +256,12 @@ func (c *Client) readPrimary(ctx context.Context, ps []*piece, force bool) *hedg
 	started := time.Now()
 	timer := time.AfterFunc(k.hedgeAfter(&c.opts, bytes), func() {
 		if !force {
-			c.spawn(func(context.Context) { h.start(ctx, ps) })
+			c.spawn(func(context.Context) {
+				h.start(ctx, ps, &c.hedges)
+				if c.hangs(rctx, k, started) {
+					h.start(ctx, ps, nil)
+				}
+			})
 		}
 	})
 	err = api.Read(rctx, cl.reads)
@@ -271,7 +276,7 @@ func (c *Client) readPrimary(ctx context.Context, ps []*piece, force bool) *hedg
 			err = fmt.Errorf("no answer in %v: %w: %w", took.Round(time.Millisecond), osd.ErrUnavailable, err)
 		}
 		if h.hasWon() {
-			k.succeeded(took) // slow, not dead
+			k.measure(took) // slow, not dead
 		} else {
 			c.failed(k, err)
 		}
@@ -283,6 +288,34 @@ func (c *Client) readPrimary(ctx context.Context, ps []*piece, force bool) *hedg
 		left = left || p.err != nil
 	}
 	return h.stop(left)
+}
+
+// hungAfter is how long a disk that is asked may answer nothing at all before it is taken out
+// of use. Without that each read of it would be a hedge, until the budget of those is spent,
+// and the next would last as long as a request may.
+const hungAfter = 2 * time.Second
+
+// errHung: the disk takes requests and answers none.
+var errHung = fmt.Errorf("no answer to anything in %v: %w", hungAfter, osd.ErrUnavailable)
+
+// hangs waits until a slow request has ended (by an answer, a hedge or its time limit), or has
+// had no answer for so long that the disk hangs. It looks twice, a moment apart: in a process that
+// was stopped for a while, timers and answers come due at the same time.
+func (c *Client) hangs(request context.Context, k *disk, started time.Time) bool {
+	limit := min(hungAfter, c.opts.ReadTimeout/2)
+	for _, d := range []time.Duration{limit - time.Since(started), limit / 20} {
+		timer := time.NewTimer(d)
+		select {
+		case <-timer.C:
+		case <-request.Done():
+			timer.Stop()
+			return false
+		}
+	}
+	if k.answered.Load() < started.UnixNano() {
+		c.failed(k, errHung)
+	}
+	return true
 }
 
 func fail2(ps []*piece, err error) bool {
@@ -362,10 +395,11 @@ type hedge struct {
 	copies []piece
 }
 
-// start runs when the timer has fired, in a goroutine of its own.
-func (h *hedge) start(ctx context.Context, ps []*piece) {
+// start runs when the timer has fired, in a goroutine of its own. It is paid from the budget, if
+// there is one.
+func (h *hedge) start(ctx context.Context, ps []*piece, b *budget) {
 	h.mu.Lock()
-	if h.mu.stopped || ps[0].o.Policy.M == 0 || !h.c.hedges.spend() {
+	if h.mu.stopped || h.mu.started || ps[0].o.Policy.M == 0 || b != nil && !b.spend() {
 		h.mu.Unlock()
 		return
 	}

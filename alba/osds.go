@@ -45,6 +45,7 @@ type disk struct {
 	tags tagList
 
 	mean, dev atomic.Int64 // of read latency, nanoseconds (moving)
+	answered  atomic.Int64 // unix nanoseconds of the last answer to a read
 	errors    atomic.Uint64
 	bad       atomic.Bool  // failing: not used, being probed
 	fullUntil atomic.Int64 // unix nanoseconds
@@ -193,8 +194,14 @@ func (d *disks) node(id metadata.OSDID) string {
 	return ""
 }
 
-// succeeded notes the latency of a read that was answered.
+// succeeded notes a read that was answered.
 func (k *disk) succeeded(took time.Duration) {
+	k.answered.Store(time.Now().UnixNano())
+	k.measure(took)
+}
+
+// measure notes the latency of a read.
+func (k *disk) measure(took time.Duration) {
 	// As TCP does: mean += err/8, dev += (|err| - dev)/4. Races lose a sample, no more.
 	mean := k.mean.Load()
 	if mean == 0 {

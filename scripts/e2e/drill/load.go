@@ -58,9 +58,6 @@ func raise(v *atomic.Int64, to int64) {
 	}
 }
 
-// silence returns for how long there has been no answer.
-func (g *gauge) silence() time.Duration { return time.Since(time.Unix(0, g.last.Load())) }
-
 func startLoad(addr string, volumes []*volume, r *rand.Rand) *load {
 	ctx, stop := context.WithCancel(context.Background())
 	l := &load{network: "tcp", addr: addr, ctx: ctx, stop: stop, errnos: make(map[string]int)}

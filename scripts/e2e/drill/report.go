@@ -31,13 +31,12 @@ type result struct {
 
 // report is what a drill showed.
 type report struct {
-	Seed    uint64        `json:"seed"`
-	Begin   time.Time     `json:"begin"`
-	Took    time.Duration `json:"took_ns"`
-	Count   history.Count `json:"count"`
-	Lacks   []string      `json:"lacks,omitempty"`
-	Rounds  []result      `json:"rounds"`
-	skipped []string
+	Seed   uint64        `json:"seed"`
+	Begin  time.Time     `json:"begin"`
+	Took   time.Duration `json:"took_ns"`
+	Count  history.Count `json:"count"`
+	Lacks  []string      `json:"lacks,omitempty"`
+	Rounds []result      `json:"rounds"`
 }
 
 func newReport(o options) *report { return &report{Seed: o.seed, Begin: time.Now()} }
