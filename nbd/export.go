@@ -72,11 +72,23 @@ type Exports interface {
 	// longer used. A name that does not exist is an error for which errors.Is finds
 	// fs.ErrNotExist; one that the client may not have, fs.ErrPermission. The name is
 	// whatever the client sent: valid UTF-8 without NUL of at most 4096 bytes, perhaps
-	// empty. ClientFrom(ctx) tells who asks.
+	// empty. A *NameError tells the client more. ClientFrom(ctx) tells who asks.
 	Open(ctx context.Context, name string) (*Export, func(), error)
 	// List returns the exports that the client may see.
 	List(ctx context.Context) ([]ExportInfo, error)
 }
+
+// NameError refuses an export name with a text for the client. It is no failure of the server,
+// so it is not logged. errors.Is finds fs.ErrNotExist in it.
+type NameError struct {
+	Text string
+}
+
+// Error returns the text.
+func (e *NameError) Error() string { return e.Text }
+
+// Unwrap makes it an fs.ErrNotExist.
+func (e *NameError) Unwrap() error { return fs.ErrNotExist }
 
 // Client tells Exports who is at the other end.
 type Client struct {

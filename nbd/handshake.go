@@ -313,6 +313,9 @@ func (h *handshake) extend(d time.Duration) {
 }
 
 func (h *handshake) refuseOpen(option uint32, err error) error {
+	if e, ok := errors.AsType[*NameError](err); ok {
+		return h.refuse(option, wire.RepErrUnknown, e.Text)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return h.refuse(option, wire.RepErrUnknown, "no such export")

@@ -23,6 +23,7 @@ const (
 	maxHeader      = 64 << 10
 	maxConnections = 256
 	maxList        = 1000
+	takeAnswer     = time.Minute // for a client to take an answer, or a line of one
 )
 
 // Volumes is what the server needs to administer volumes.
@@ -71,7 +72,8 @@ func NewServer(opts Options) *Server {
 	}
 	s := &Server{opts: opts}
 	s.http = &http.Server{
-		Handler:           s.routes(),
+		// A page in a browser on this machine must not reach what has no password.
+		Handler:           http.NewCrossOriginProtection().Handler(s.routes()),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       time.Minute,
 		IdleTimeout:       2 * time.Minute,
@@ -181,11 +183,17 @@ func handle(mux *http.ServeMux, s *Server, pattern string, f func(*http.Request)
 			s.fail(w, r, err)
 			return
 		}
+		hurry(w)
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(out); err != nil {
 			s.opts.Logger.Debug("admin answer not sent", "path", r.URL.Path, "err", err)
 		}
 	})
+}
+
+// hurry bounds how long the client may take for what is written next.
+func hurry(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(takeAnswer)) // fails only on a closed connection
 }
 
 // list makes an empty list "[]" rather than "null".
@@ -216,11 +224,13 @@ func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
 	started := false
 	err := s.opts.Volumes.Drain(r.Context(), name, wait, func(p DrainProgress) {
 		started = true
+		hurry(w)
 		if err := enc.Encode(p); err != nil {
 			return // the client is gone; its context ends the drain
 		}
 		_ = http.NewResponseController(w).Flush() // best effort: progress only
 	})
+	hurry(w)
 	switch {
 	case err != nil && started:
 		_ = enc.Encode(DrainProgress{Error: err.Error()}) // the client is told if it is still there

@@ -307,6 +307,7 @@ func TestHostileClients(t *testing.T) {
 		"bad limit":        {get("GET", "/api/v1/namespaces/n/objects?limit=99999999999999999999"), "400"},
 		"limit 0":          {get("GET", "/api/v1/namespaces/n/objects?limit=0"), "400"},
 		"without force":    {get("DELETE", "/api/v1/volumes/v?force=maybe"), "409"},
+		"foreign page":     {"POST /api/v1/volumes HTTP/1.1\r\nHost: 127.0.0.1:10800\r\nOrigin: http://evil.example\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: 26\r\n\r\n{\"name\":\"csrf\",\"size\":4096}", "403"},
 		"health":           {get("GET", "/healthz"), "200"},
 		"ready":            {get("GET", "/readyz"), "200"},
 	} {

@@ -27,8 +27,14 @@ var (
 )
 
 func (e exports) Open(ctx context.Context, name string) (*nbd.Export, func(), error) {
+	if name == "" {
+		return nil, nil, e.noName(ctx)
+	}
 	if volume, snapshot, ok := strings.Cut(name, "@"); ok {
-		return nil, nil, fmt.Errorf("volume %q has no snapshot %q: %w", volume, snapshot, fs.ErrNotExist)
+		return nil, nil, &nbd.NameError{Text: fmt.Sprintf("volume %q has no snapshot %q", volume, snapshot)}
+	}
+	if err := volumedriver.CheckName(name); err != nil {
+		return nil, nil, &nbd.NameError{Text: "no such volume; " + err.Error()}
 	}
 	h, err := e.driver.OpenVolume(ctx, name)
 	if ctx.Err() == nil {
@@ -39,6 +45,31 @@ func (e exports) Open(ctx context.Context, name string) (*nbd.Export, func(), er
 	}
 	exp := &nbd.Export{Name: name, Description: "Scoria volume", Device: h.Volume, PreferredBlock: volumedriver.ClusterSize, FastZero: true}
 	return exp, func() { _ = h.Close() }, nil // Close never fails
+}
+
+// namedVolumes is how many volumes are named to a client that named none.
+const namedVolumes = 8
+
+// noName refuses the empty name, by which clients ask for a default. There is none, not even
+// when there is one volume only: a client that comes back after that volume was replaced by
+// another would go on writing to the wrong one.
+func (e exports) noName(ctx context.Context) error {
+	recs, err := e.driver.List(ctx)
+	if err != nil {
+		return err
+	}
+	text := "name a volume, as in nbd://HOST/VOLUME; there is none yet"
+	if len(recs) > 0 {
+		var names []string
+		for _, r := range recs[:min(len(recs), namedVolumes)] {
+			names = append(names, r.Name)
+		}
+		text = "name a volume, as in nbd://HOST/VOLUME; there are: " + strings.Join(names, ", ")
+		if more := len(recs) - len(names); more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+	}
+	return &nbd.NameError{Text: text}
 }
 
 func (e exports) List(ctx context.Context) ([]nbd.ExportInfo, error) {

@@ -3,7 +3,6 @@ package system
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 
 	"scoria/alba"
@@ -53,8 +52,16 @@ func (s objectStore) List(ctx context.Context, ns uint64, prefix, after string, 
 	return names, nil
 }
 
-// also makes err match target as well.
-func also(err, target error) error { return fmt.Errorf("%w: %w", target, err) }
+// also makes err match target as well, whose text would add nothing.
+func also(err, target error) error { return &alsoError{error: err, target: target} }
+
+type alsoError struct {
+	error  // has the text
+	target error
+}
+
+// Unwrap lets errors.Is find both.
+func (e *alsoError) Unwrap() []error { return []error{e.error, e.target} }
 
 // driverError translates errors of ALBA and the metadata services to those that the volume
 // driver declares. The text of the cause is kept.

@@ -47,7 +47,7 @@ func cut(s string, n int) string {
 
 func (r registry) Create(ctx context.Context, name string, size uint64, preset string) (volumedriver.Record, error) {
 	if _, err := r.abm.Volume(ctx, name); err == nil {
-		return volumedriver.Record{}, fmt.Errorf("volume %q exists already: %w", name, fs.ErrExist)
+		return volumedriver.Record{}, also(fmt.Errorf("volume %q already exists", name), fs.ErrExist)
 	} else if !errors.Is(err, metadata.ErrNotFound) {
 		return volumedriver.Record{}, driverError(err)
 	}

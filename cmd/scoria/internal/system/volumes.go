@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"scoria/cmd/scoria/internal/admin"
+	"scoria/metadata"
 	"scoria/volumedriver"
 )
 
@@ -28,6 +29,8 @@ func adminError(err error) error {
 		return &admin.Error{Code: admin.CodeNotFound, Message: err.Error(), Hint: "see scoria volume list"}
 	case errors.Is(err, volumedriver.ErrInUse):
 		return &admin.Error{Code: admin.CodeBusy, Message: err.Error(), Hint: "disconnect its clients, or use --force"}
+	case errors.Is(err, metadata.ErrState), errors.Is(err, volumedriver.ErrClosed):
+		return &admin.Error{Code: admin.CodeBusy, Message: err.Error(), Hint: "something else is being done to it; look again in a moment"}
 	case errors.Is(err, volumedriver.ErrOwned), errors.Is(err, volumedriver.ErrFenced):
 		return &admin.Error{Code: admin.CodeBusy, Message: err.Error()}
 	case errors.Is(err, volumedriver.ErrInvalid), errors.Is(err, syscall.EINVAL):
