@@ -6,9 +6,11 @@ SHELL := /bin/bash
 FUZZTIME ?= 10s
 STRESS_SECONDS ?= 300
 DRILL_SECONDS ?= 600
+SEEDS ?= 200
+SOAK ?= 1h
 BUILD := build
 
-.PHONY: build run test race lint fmt fuzz bench e2e stress sim drill mutants cover proto deps clean help
+.PHONY: build run test race lint fmt fuzz bench e2e stress sim soak drill mutants cover proto deps clean help
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -43,8 +45,11 @@ e2e: build ## real clients, a guest kernel, kill -9 and garbage against bin/scor
 stress: ## crash, model and stress tests in a loop for STRESS_SECONDS (300)
 	@scripts/stress.sh $(STRESS_SECONDS)
 
-sim: ## the simulations (crash at every write, model against volume) once, with long settings
-	@scripts/stress.sh 121
+sim: ## the whole system in virtual time, under faults, with SEEDS (200) fresh seeds
+	@scripts/sim.sh seeds $(SEEDS)
+
+soak: ## the same for SOAK (1h), every second batch under the race detector
+	@scripts/sim.sh soak $(SOAK)
 
 drill: build ## fault drills on running systems for DRILL_SECONDS (600); the report is build/drill.json
 	@scripts/drill.sh $(DRILL_SECONDS)

@@ -278,7 +278,9 @@ func (c *Client) probeOnce(ctx context.Context, k *disk) error {
 	if err != nil {
 		return err
 	}
-	key := binary.BigEndian.AppendUint64([]byte{byte(KeyProbe)}, randomUint64())
+	// One key for all probes: what one leaves that was cut off (its client died, its delete
+	// failed), the next one takes away.
+	key := binary.BigEndian.AppendUint64([]byte{byte(KeyProbe)}, 0)
 	value := make([]byte, osd.BlockSize)
 	if err := api.Apply(ctx, &osd.Batch{Puts: []osd.Put{{Key: key, Value: value}}}); err != nil {
 		return fmt.Errorf("probe write: %w", err)
@@ -287,7 +289,7 @@ func (c *Client) probeOnce(ctx context.Context, k *disk) error {
 	if err := api.Read(ctx, reads); err != nil {
 		return fmt.Errorf("probe read: %w", err)
 	}
-	if reads[0].Err != nil {
+	if reads[0].Err != nil && !errors.Is(reads[0].Err, osd.ErrNotFound) { // another client's probe was ahead
 		return fmt.Errorf("probe read: %w", reads[0].Err)
 	}
 	if err := api.Apply(ctx, &osd.Batch{Deletes: [][]byte{key}}); err != nil {

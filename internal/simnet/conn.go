@@ -133,8 +133,8 @@ func (c *conn) Write(p []byte) (int, error) {
 		if total == len(p) {
 			return total, nil
 		}
-		room := min(len(p)-total, Window-s.buffered)
-		if room == 0 {
+		room := min(len(p)-total, c.n.window-s.buffered)
+		if room <= 0 {
 			s.cond.Wait()
 			continue
 		}

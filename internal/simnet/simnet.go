@@ -19,7 +19,7 @@ import (
 )
 
 // Window is the number of bytes that one direction of a connection holds between
-// writer and reader; a writer waits beyond it.
+// writer and reader, unless SetWindow says otherwise; a writer waits beyond it.
 const Window = 256 << 10
 
 // backlog bounds the connections that wait for Accept.
@@ -33,6 +33,7 @@ type Network struct {
 	conns     map[*conn]struct{} // both ends of each
 	links     map[link]*linkState
 	nextPort  int
+	window    int
 }
 
 // link is one direction between two hosts.
@@ -47,7 +48,7 @@ type linkState struct {
 
 // New returns a network without faults.
 func New() *Network {
-	n := &Network{listeners: make(map[string]*listener), conns: make(map[*conn]struct{}), links: make(map[link]*linkState), nextPort: 40000}
+	n := &Network{listeners: make(map[string]*listener), conns: make(map[*conn]struct{}), links: make(map[link]*linkState), nextPort: 40000, window: Window}
 	n.changed = sync.NewCond(&n.mu)
 	return n
 }
@@ -66,6 +67,15 @@ func (n *Network) wakeLocked() {
 	for c := range n.conns {
 		c.in.cond.Broadcast()
 	}
+}
+
+// SetWindow replaces Window. A large one keeps writers from waiting at all, which a simulation
+// needs: who waits with a mutex held stops the virtual clock of testing/synctest.
+func (n *Network) SetWindow(bytes int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.window = bytes
+	n.wakeLocked()
 }
 
 // Block stops what from sends to to (one direction) until Heal.

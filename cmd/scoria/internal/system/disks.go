@@ -50,6 +50,14 @@ type disks struct {
 // inprocAddr is how the ABM knows a disk server of this process.
 func inprocAddr(uuid string) string { return "inproc:" + uuid }
 
+// known lists the disk servers that this system was told of; none when it was joined.
+func (d *disks) known() []*disk {
+	if d == nil {
+		return nil
+	}
+	return d.list
+}
+
 // api returns the handle of the OSD that the ABM describes.
 func (d *disks) api(o metadata.OSD) (osd.API, error) {
 	if strings.HasPrefix(o.Addr, "inproc:") {

@@ -113,7 +113,7 @@ func osdLabel(o admin.OSD) string {
 func (s *System) Status(context.Context) (admin.Status, error) {
 	sm := s.sample()
 	st := admin.Status{
-		Version: s.cfg.Version, Data: s.data.path, Started: s.started, Ready: s.notReady() == nil, Health: "ok", Problems: sm.problems,
+		Version: s.cfg.Version, Data: s.Data(), Started: s.started, Ready: s.notReady() == nil, Health: "ok", Problems: sm.problems,
 		NBD: s.URIs(""), Volumes: sm.volumes, OpenVolumes: sm.driver.OpenVolumes, Connections: int(sm.nbd.Connections), OSDs: sm.osds,
 		Buffer: admin.Buffer{
 			Limit: uint64(sm.driver.Pool.HardBytes), Dirty: uint64(sm.driver.Pool.DirtyBytes),
@@ -177,7 +177,7 @@ func (s *System) OSDs(ctx context.Context) ([]admin.OSD, error) {
 		}
 	}
 	asked.Wait()
-	for _, k := range s.disks.list { // those that have never got as far as the ABM
+	for _, k := range s.disks.known() { // those that have never got as far as the ABM
 		known := slices.ContainsFunc(recs, func(r metadata.OSD) bool { return r.Addr == k.addr })
 		if !known {
 			o := admin.OSD{UUID: k.uuid, Addr: k.addr, State: "unknown", Problem: k.name + " is not running"}
@@ -213,7 +213,7 @@ func (s *System) leftOnLost(ctx context.Context, recs []metadata.OSD) (map[metad
 func (s *System) askOSD(ctx context.Context, r metadata.OSD, o *admin.OSD) {
 	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
 	defer cancel()
-	api, err := s.disks.api(r)
+	api, err := s.parts.OSD(r)
 	var info osd.Info
 	if err == nil {
 		info, err = api.Info(ctx)

@@ -44,8 +44,9 @@ func DefaultPreset() metadata.Preset {
 type System struct {
 	cfg     Config
 	started time.Time
-	data    *dataDir
-	disks   *disks
+	parts   Parts
+	data    *dataDir // nil: joined
+	disks   *disks   // nil: joined
 	abm     abm.API
 	nsm     nsm.API
 	client  *alba.Client
@@ -77,20 +78,11 @@ func Start(ctx context.Context, cfg Config) (*System, error) {
 	if err := cfg.ensureDefaults(); err != nil {
 		return nil, err
 	}
-	s := &System{cfg: cfg, started: time.Now(), failed: make(chan error, 4)}
-	s.ready.why = errors.New("starting")
-	run, stop := context.WithCancel(context.Background())
-	s.bg, s.stop = run, stop
-	for _, step := range []func(ctx, run context.Context) error{
-		s.openData, s.listen, s.openMetadata, s.openDisks, s.openStore, s.openDriver, s.serve,
-	} {
-		if err := step(ctx, run); err != nil {
-			return nil, errors.Join(err, s.Close(context.Background()))
-		}
+	s := &System{cfg: cfg}
+	err := s.run(ctx, s.openData, s.listen, s.openMetadata, s.openDisks, s.openStore, s.openDriver, s.serve)
+	if err != nil {
+		return nil, err
 	}
-	s.ready.Lock()
-	s.ready.why = nil
-	s.ready.Unlock()
 	return s, nil
 }
 
@@ -103,6 +95,7 @@ func (s *System) openData(context.Context, context.Context) error {
 		return err
 	}
 	s.data = d
+	s.parts.Gateway, s.parts.Dir = d.id.Gateway, s.cfg.dir(d, "gateway")
 	s.onClose(func(context.Context) error { return d.Close() })
 	return nil
 }
@@ -179,7 +172,7 @@ func (s *System) openDisks(ctx context.Context, _ context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.disks = ds
+	s.disks, s.parts.OSD = ds, ds.api
 	s.onClose(func(context.Context) error { return ds.Close() })
 	backend, err := s.abm.BackendID(ctx)
 	if err != nil {
@@ -190,54 +183,6 @@ func (s *System) openDisks(ctx context.Context, _ context.Context) error {
 		node = "localhost"
 	}
 	return ds.register(ctx, s.abm, backend, node, len(s.cfg.RemoteOSDs) > 0)
-}
-
-func (s *System) openStore(ctx, run context.Context) error {
-	c, err := alba.New(alba.Options{
-		ABM: s.abm,
-		NSM: func(h metadata.NSMHost) (nsm.API, error) {
-			if h.ID != nsmHost {
-				return nil, fmt.Errorf("NSM host %q is not of this system: %w", h.ID, metadata.ErrUnavailable)
-			}
-			return s.nsm, nil
-		},
-		OSD:             s.disks.api,
-		BlockCacheBytes: s.cfg.BlockCache,
-		Logger:          s.cfg.Logger,
-	})
-	if err != nil {
-		return fmt.Errorf("object store: %w", err)
-	}
-	s.client = c
-	s.onClose(func(context.Context) error { return c.Close() })
-	reg := registry{abm: s.abm, client: c, gateway: s.data.id.Gateway}
-	if err := reg.finishDeletes(ctx); err != nil {
-		return err
-	}
-	if err := reg.removeOrphans(ctx); err != nil {
-		return err
-	}
-	agent, err := maintenance.New(maintenance.Options{Client: c, ABM: s.abm, Name: s.data.id.Gateway, Interval: s.cfg.Maintenance, Logger: s.cfg.Logger})
-	if err != nil {
-		return fmt.Errorf("maintenance: %w", err)
-	}
-	s.agent = agent
-	s.background("maintenance", func() error { return agent.Run(run) })
-	s.onClose(func(context.Context) error { s.stop(); s.running.Wait(); return nil })
-	return nil
-}
-
-func (s *System) openDriver(ctx, _ context.Context) error {
-	d, err := volumedriver.Open(ctx, volumedriver.Options{
-		Dir: s.cfg.dir(s.data, "gateway"), Store: objectStore{s.client}, Registry: registry{abm: s.abm, client: s.client, gateway: s.data.id.Gateway},
-		GatewayID: s.data.id.Gateway, WriteBufferBytes: s.cfg.WriteBuffer, MapCacheBytes: s.cfg.MapCache, DrainDelay: s.cfg.DrainDelay, SpaceWait: s.cfg.SpaceWait, Logger: s.cfg.Logger,
-	})
-	if err != nil {
-		return fmt.Errorf("volume driver: %w", err)
-	}
-	s.driver = d
-	s.onClose(d.Close)
-	return nil
 }
 
 func (s *System) serve(_, run context.Context) error {
@@ -265,6 +210,9 @@ func (s *System) serve(_, run context.Context) error {
 			}
 			return nil
 		})
+	}
+	if s.adminLn == nil {
+		return nil
 	}
 	s.admin = admin.NewServer(admin.Options{Volumes: s, Store: s, Metrics: s.metricsHandler(), Ready: s.notReady, Logger: s.cfg.Logger})
 	s.onClose(s.admin.Shutdown)
@@ -305,8 +253,13 @@ func (s *System) URIs(volume string) []string {
 // AdminAddr returns the address of the admin server.
 func (s *System) AdminAddr() string { return s.adminLn.Addr().String() }
 
-// Data returns the absolute path of the data directory.
-func (s *System) Data() string { return s.data.path }
+// Data returns the absolute path of the data directory; "" when there is none (Join).
+func (s *System) Data() string {
+	if s.data == nil {
+		return ""
+	}
+	return s.data.path
+}
 
 // Close stops clients first, flushes, and closes everything in reverse order of its start.
 // ctx bounds how long requests that are under way may take. Idempotent.

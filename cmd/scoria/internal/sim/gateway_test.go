@@ -1,0 +1,196 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"scoria/alba"
+	"scoria/alba/maintenance"
+	"scoria/alba/osd"
+	"scoria/cmd/scoria/internal/system"
+	"scoria/internal/vfs"
+	"scoria/metadata"
+	"scoria/metadata/abm"
+	"scoria/metadata/nsm"
+	"scoria/nbd/nbdtest"
+	"scoria/volumedriver"
+)
+
+const (
+	gatewayHost = "gw"
+	gatewayAddr = "gw:10809"
+	clientHost  = "client"
+	bufferBytes = 6 << 20
+)
+
+// gateway is the process with the NBD server, the volume driver, the ALBA client and maintenance.
+type gateway struct {
+	machine
+	sys   *system.System
+	lose  atomic.Int32 // answers of metadata that are lost
+	proc  atomic.Pointer[process]
+	mu    sync.Mutex
+	conns map[string]*osd.Client
+}
+
+func newGateway(w *world) *gateway {
+	g := &gateway{machine: machine{w: w, host: gatewayHost}}
+	g.wipe()
+	return g
+}
+
+// process is what clients ask about: is the gateway that they talk to still alive?
+type process struct {
+	dead *atomic.Bool
+	fs   *vfs.Faulty
+}
+
+// dying tells that the present process has died, perhaps only just now.
+func (g *gateway) dying() bool {
+	p := g.proc.Load()
+	return p == nil || p.dead.Load() || p.fs.Crashed()
+}
+
+// wipe gives the gateway an empty disk.
+func (g *gateway) wipe() { g.mem = vfs.NewMem(vfs.MemOptions{Capacity: 64 << 20}) }
+
+// start starts the gateway; it serves when start returns.
+func (g *gateway) start(ctx context.Context, k int64, r *rand.Rand) error {
+	g.boot()
+	g.proc.Store(&process{g.dead, g.fs})
+	if k > 0 {
+		g.dieAt(k, r)
+	}
+	g.lose.Store(0)
+	g.conns = map[string]*osd.Client{}
+	ln, err := g.w.net.Host(g.host).Listen(gatewayAddr)
+	if err != nil {
+		return err
+	}
+	dead := g.dead
+	newLink := func(seed uint64) *link {
+		return &link{m: g.w.meta, dead: dead, lose: &g.lose, r: rand.New(rand.NewPCG(g.w.plan.Seed, seed))}
+	}
+	a, n := newLink(1), newLink(2)
+	a.host, n.host = g.w.meta.abm, g.w.meta.nsm
+	sys, err := system.Join(ctx, system.Config{Logger: g.w.log.With("host", g.host)}, system.Parts{
+		Gateway: "gw-1", Dir: "/gateway", NBD: []net.Listener{ln},
+		ABM: abm.NewService(a), NSM: nsm.NewService(n), OSD: g.dialer(dead),
+		Client: alba.Options{
+			BlockCacheBytes: 1 << 20, ManifestCacheBytes: 256 << 10, ReadTimeout: 3 * time.Second, WriteTimeout: 8 * time.Second,
+			OSDRefresh: 3 * time.Second, NamespaceRefresh: 10 * time.Second, TagFlush: 5 * time.Second, UploadBytes: 8 << 20, ReadBytes: 8 << 20,
+		},
+		Agent: maintenance.Options{
+			Interval: 2 * time.Second, Lease: 20 * time.Second, GCInterval: time.Minute, GCGrace: 30 * time.Second,
+			ScrubInterval: 90 * time.Second, RepairAge: 5 * time.Second, RepairAfter: 3 * time.Minute,
+		},
+		Driver: volumedriver.Options{
+			FS: slowFS{g.fs, &g.machine}, WriteBufferBytes: bufferBytes, MapCacheBytes: 256 << 10, MapDiskBytes: 1 << 20,
+			SCOClusters: 24, TLogSCOs: 4, Uploads: 3, ReadAheadBytes: 512 << 10, DrainDelay: 10 * time.Second, IdleDelay: 20 * time.Second,
+			CheckpointDirty: 16 << 10, CheckpointTLogs: 3,
+		},
+	})
+	if err != nil {
+		_ = ln.Close() // perhaps by Join already
+		g.up = false
+		return err
+	}
+	g.sys = sys
+	return nil
+}
+
+// dialer connects to disk servers over the network, as long as the process lives.
+func (g *gateway) dialer(dead *atomic.Bool) func(metadata.OSD) (osd.API, error) {
+	host := g.w.net.Host(g.host)
+	return func(o metadata.OSD) (osd.API, error) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		key := o.Addr + " " + o.UUID
+		if c := g.conns[key]; c != nil {
+			return c, nil
+		}
+		c := osd.Dial(o.Addr, o.UUID, osd.ClientOptions{DialTimeout: 2 * time.Second, IOTimeout: 5 * time.Second,
+			Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+				if dead.Load() {
+					return nil, fmt.Errorf("dial %s: this process is dead", addr)
+				}
+				nc, err := host.DialContext(ctx, "sim", addr)
+				if err == nil && dead.Load() {
+					_ = nc.Close()
+					return nil, fmt.Errorf("dial %s: this process is dead", addr)
+				}
+				return nc, err
+			}})
+		g.conns[key] = c
+		return c, nil
+	}
+}
+
+func (g *gateway) closeConns() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, c := range g.conns {
+		_ = c.Close()
+	}
+}
+
+// stop ends the gateway cleanly.
+func (g *gateway) stop(ctx context.Context) error {
+	if !g.up {
+		return nil
+	}
+	err := g.sys.Close(ctx)
+	g.closeConns()
+	g.up = false
+	g.dead.Store(true)
+	return err
+}
+
+// kill ends the gateway as kill -9 (mode CrashKept) or a power loss does.
+func (g *gateway) kill(mode vfs.CrashMode, r *rand.Rand) {
+	if !g.up {
+		return
+	}
+	g.die()
+	g.machine.lose(mode, r)
+	sys := g.sys
+	g.closeConns()
+	g.w.ghosts.Go(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = sys.Close(ctx)
+	})
+}
+
+// dial connects a client to a volume.
+func (w *world) dialNBD(ctx context.Context, volume string) (*nbdtest.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	nc, err := w.net.Host(clientHost).DialContext(ctx, "sim", gatewayAddr)
+	if err != nil {
+		return nil, err
+	}
+	if err := nc.SetDeadline(time.Now().Add(90 * time.Second)); err != nil {
+		return nil, err
+	}
+	c, err := nbdtest.NewClient(nc)
+	if err == nil {
+		_, err = c.Negotiate(volume, "base:allocation")
+	}
+	if err == nil {
+		err = c.Go(volume)
+	}
+	if err == nil {
+		err = nc.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		_ = nc.Close()
+		return nil, err
+	}
+	return c, nil
+}
