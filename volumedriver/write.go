@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/bits"
 	"sync"
 
 	"scoria/internal/blocksum"
@@ -107,8 +106,10 @@ func (v *Volume) write(ctx context.Context, p []byte, off, length uint64) error 
 		b.write(addr, p, v.d.opts.SCOClusters)
 	}
 	set := stripeMask(addr, n)
-	v.locks.lock(set, false)
-	defer v.locks.unlock(set, false)
+	if err := v.lock(ctx, set, 0); err != nil {
+		return err
+	}
+	defer v.locks.unlock(set)
 	return v.append(ctx, b.ops)
 }
 
@@ -177,8 +178,10 @@ const patientAttempts = 8
 
 func (v *Volume) tryEdges(ctx context.Context, p []byte, off, length uint64, edges []edge, shared, alone uint64, inside bool) (done bool, err error) {
 	if inside {
-		v.lockBoth(shared, alone)
-		defer v.unlockBoth(shared, alone)
+		if err := v.lock(ctx, shared, alone); err != nil {
+			return false, err
+		}
+		defer v.locks.unlock(shared | alone)
 	}
 	for i := range edges {
 		e := &edges[i]
@@ -192,8 +195,10 @@ func (v *Volume) tryEdges(ctx context.Context, p []byte, off, length uint64, edg
 		}
 	}
 	if !inside {
-		v.lockBoth(shared, alone)
-		defer v.unlockBoth(shared, alone)
+		if err := v.lock(ctx, shared, alone); err != nil {
+			return false, err
+		}
+		defer v.locks.unlock(shared | alone)
 		for i := range edges {
 			var now [1]clustermap.Entry
 			if !v.cmap.Lookup(edges[i].addr, now[:]) || now[0] != edges[i].entry {
@@ -229,16 +234,18 @@ func (v *Volume) edgeBatch(p []byte, off, length uint64, edges []edge) *batch {
 	return b
 }
 
-func (v *Volume) lockBoth(shared, alone uint64) {
-	for s := shared | alone; s != 0; s &= s - 1 {
-		bit := uint64(1) << bits.TrailingZeros64(s)
-		v.locks.lock(bit, alone&bit != 0)
+// lock takes range locks, unless ctx or the volume ends first: their holders may be waiting
+// for room.
+func (v *Volume) lock(ctx context.Context, shared, alone uint64) error {
+	if alone == 0 && v.locks.tryShared(shared) {
+		return nil
 	}
-}
-
-func (v *Volume) unlockBoth(shared, alone uint64) {
-	v.locks.unlock(shared, false)
-	v.locks.unlock(alone, true)
+	ctx, cancel := v.bound(ctx)
+	defer cancel()
+	if err := v.locks.lock(ctx, shared, alone); err != nil {
+		return fmt.Errorf("volume %s: wait for other writes: %w", v.Name(), v.ended(err))
+	}
+	return nil
 }
 
 // Flush makes every write that returned before the call survive the end of the machine.
@@ -330,7 +337,7 @@ func (v *Volume) TryWriteBatch(offs []uint64, data [][]byte, errs []error) (done
 		return false
 	}
 	done, err := v.buf.TryAppend(b.ops)
-	v.locks.unlock(set, false)
+	v.locks.unlock(set)
 	if !done {
 		return false
 	}

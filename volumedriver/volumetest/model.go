@@ -98,6 +98,57 @@ func cluster(b []byte, i int) []byte {
 	return b[i:min(len(b), i+clusterSize)]
 }
 
+// Rewind makes a past state (found by Prefix or Last) the newest one; content is what the
+// volume holds: that state, perhaps with a beginning of the operation behind it, which then
+// counts as one more operation.
+func (m *Model) Rewind(state int, content []byte) {
+	var behind *span
+	if state < len(m.ops) {
+		behind = &m.ops[state]
+	}
+	m.ops = m.ops[:state]
+	for c, vs := range m.versions {
+		for len(vs) > 0 && vs[len(vs)-1].since > state {
+			vs = vs[:len(vs)-1]
+		}
+		m.versions[c] = vs
+	}
+	m.now = slices.Clone(content)
+	for c := range m.versions {
+		if !same(content[c*clusterSize:(c+1)*clusterSize], m.at(uint64(c), state)) {
+			m.record(behind.first*clusterSize, (behind.last-behind.first+1)*clusterSize)
+			return
+		}
+	}
+}
+
+// Last is Prefix that finds the newest state that fits, where operations that change nothing
+// make several fit.
+func (m *Model) Last(content []byte, minState int) (int, error) {
+	first, err := m.Prefix(content, minState)
+	if err != nil {
+		return 0, err
+	}
+	last := first
+	for k := first + 1; k <= m.State(); k++ {
+		if s := m.ops[k-1]; m.differs(content, k, s) {
+			break
+		}
+		last = k
+	}
+	return last, nil
+}
+
+// differs tells whether the content of some clusters is not that of state k.
+func (m *Model) differs(content []byte, k int, s span) bool {
+	for c := s.first; c <= s.last; c++ {
+		if !same(content[c*clusterSize:(c+1)*clusterSize], m.at(c, k)) {
+			return true
+		}
+	}
+	return false
+}
+
 // Prefix finds a state of at least min that the whole volume content equals. The operation
 // behind that state may have been done in part, up to some cluster, because a crash may cut
 // between the records of one large write. It returns the state, or an error that tells what

@@ -100,7 +100,7 @@ func (w *world) heal() {
 		for _, a := range list {
 			if w.ctx.Err() == nil {
 				a.do()
-				time.Sleep(time.Millisecond)
+				sleep(time.Millisecond)
 			}
 		}
 	}
@@ -273,7 +273,7 @@ func (w *world) deleteLater(r *rand.Rand) {
 			if w.excuse() == "" && !w.gw.dying() {
 				w.fail(fmt.Errorf("delete volume %s: %w", v.name, err))
 			}
-			time.Sleep(3 * time.Second)
+			sleep(3 * time.Second)
 			if !w.held.Load() {
 				sys = w.gw.sys
 			}

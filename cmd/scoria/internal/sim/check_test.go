@@ -10,7 +10,7 @@ import (
 
 // readVolume reads what the lanes of a volume have, again and again while there is an excuse for failures.
 func (w *world) readVolume(v *volume) ([][]byte, error) {
-	for begin := time.Now(); ; time.Sleep(time.Second) {
+	for begin := time.Now(); ; sleep(time.Second) {
 		content, err := w.tryRead(v)
 		if err == nil || w.ctx.Err() != nil {
 			return content, err

@@ -172,7 +172,7 @@ type slowFile struct {
 
 func (f slowFile) pause() {
 	if d := f.m.slow.Load(); d > 0 {
-		time.Sleep(time.Duration(f.m.w.chance.Int64N(d) + 1))
+		sleep(time.Duration(f.m.w.chance.Int64N(d) + 1))
 	}
 }
 

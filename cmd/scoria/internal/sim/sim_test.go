@@ -115,3 +115,6 @@ func leftover(cause error) error {
 	}
 	return fmt.Errorf("%w; left over:\n%s", cause, left)
 }
+
+// sleep lets virtual time pass. Everything here runs in a bubble.
+func sleep(d time.Duration) { time.Sleep(d) }

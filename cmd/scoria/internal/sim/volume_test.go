@@ -120,13 +120,13 @@ func (l *lane) run() {
 			l.v.mu.Unlock()
 			return
 		}
-		time.Sleep(time.Duration(l.r.Int64N(int64(l.v.w.plan.Think)) + 1))
+		sleep(time.Duration(l.r.Int64N(int64(l.v.w.plan.Think)) + 1))
 		if !l.pass() {
 			return
 		}
 		if err := l.connect(); err != nil {
 			l.v.w.note("connects refused", 1)
-			time.Sleep(time.Second)
+			sleep(time.Second)
 			continue
 		}
 		l.ops--
@@ -203,7 +203,7 @@ func (l *lane) settle() error {
 		if l.v.w.excuse() == "" {
 			return fmt.Errorf("volume %s, client %d: a read failed though nothing is wrong: %w", l.v.name, l.n, err)
 		}
-		time.Sleep(time.Second)
+		sleep(time.Second)
 	}
 }
 

@@ -442,7 +442,7 @@ func (w *world) dieInRecovery(k int64, what *loss, r *rand.Rand) {
 				_ = c.Close()
 			}
 		}
-		time.Sleep(time.Duration(r.Int64N(int64(3 * time.Second))))
+		sleep(time.Duration(r.Int64N(int64(3 * time.Second))))
 		w.gw.up = true
 		w.gw.kill(vfs.CrashKept, r)
 	} else {
@@ -460,7 +460,7 @@ func (w *world) dieInRecovery(k int64, what *loss, r *rand.Rand) {
 
 // recover starts the gateway and holds what comes back against what may; then clients go on.
 func (w *world) recover(down time.Duration, what loss, r *rand.Rand) {
-	time.Sleep(max(down, time.Millisecond)) // what is dying at this moment is dead then
+	sleep(max(down, time.Millisecond)) // what is dying at this moment is dead then
 	begin := time.Now()
 	for w.ctx.Err() == nil {
 		ctx, cancel := context.WithTimeout(w.ctx, 2*time.Minute)
@@ -475,7 +475,7 @@ func (w *world) recover(down time.Duration, what loss, r *rand.Rand) {
 		}
 		w.gw.die()
 		w.gw.machine.lose(vfs.CrashKept, r)
-		time.Sleep(2 * time.Second)
+		sleep(2 * time.Second)
 	}
 	w.log.Info("gateway started")
 	for _, v := range w.volumes() {
