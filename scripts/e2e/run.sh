@@ -17,8 +17,13 @@ programs() {
 	mkdir -p build
 	go build -o build/e2e-crash ./scripts/e2e/crash
 	go build -o build/e2e-garbage ./scripts/e2e/garbage
+	CGO_ENABLED=0 go build -o build/e2e-fsx ./scripts/e2e/fsx # static: it runs in the guest too
 }
-clients() { part clients "${1:-900}" scripts/e2e/clients.sh; }
+clients() {
+	part clients "${1:-900}" scripts/e2e/clients.sh
+	part "clients, filters" "${1:-900}" scripts/e2e/filters.sh
+	part "random operations" "${1:-900}" scripts/e2e/fsx.sh
+}
 crash() { part "kill -9" 600 build/e2e-crash -server "$SERVER" -rounds "$1"; }
 prefix() { part "kill -9, one writer" 600 build/e2e-crash -server "$SERVER" -rounds "$1" -connections 1 -depth 1; }
 wipe() { # only scoria keeps the volume elsewhere
@@ -45,7 +50,8 @@ programs
 for what; do
 	case $what in
 	smoke)
-		SMALL=1 TREE=${TREE:-$(go env GOROOT)/src/net} clients 180
+		export SMALL=1
+		TREE=${TREE:-$(go env GOROOT)/src/net} clients 180
 		crash 3
 		garbage 5s
 		drill 1 -only 'kill gateway while,cut clients,cut disk,kill everything'

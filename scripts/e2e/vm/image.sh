@@ -56,6 +56,7 @@ for t in nbd-client mkfs.ext4 e2fsck mkfs.xfs xfs_repair; do tool "$(command -v 
 mv "$tree/bin/mkfs.ext4" "$tree/bin/mke2fs" # before busybox makes its links
 for t in mke2fs:mkfs.ext4; do ln -sf "${t%%:*}" "$tree/bin/${t##*:}"; done
 [ ! -x "${SCORIA:-$root/bin/scoria}" ] || cp "${SCORIA:-$root/bin/scoria}" "$tree/bin/scoria"
+[ ! -x "$root/build/e2e-fsx" ] || cp "$root/build/e2e-fsx" "$tree/bin/fsx"
 for m in virtio_pci virtio_net nbd crc32c_generic libcrc32c xfs; do module "$m"; done
 cp "$here/init" "$tree/init"
 chmod +x "$tree/init"

@@ -28,6 +28,11 @@ const (
 	cmdWrite = 1
 	cmdDisc  = 2
 	cmdFlush = 3
+	cmdTrim  = 4
+	cmdZero  = 6
+
+	flagFUA    = 1
+	flagNoHole = 2
 )
 
 // Client is one NBD connection. Its methods may be called from many goroutines; each
@@ -159,7 +164,7 @@ func (c *Client) readAll() error {
 	}
 }
 
-func (c *Client) do(cmd uint16, off uint64, length uint32, data, into []byte) error {
+func (c *Client) do(flags, cmd uint16, off uint64, length uint32, data, into []byte) error {
 	w := &call{into: into, done: make(chan error, 1)}
 	c.mu.Lock()
 	if c.err != nil {
@@ -169,7 +174,7 @@ func (c *Client) do(cmd uint16, off uint64, length uint32, data, into []byte) er
 	c.next++
 	c.waiting[c.next] = w
 	b := binary.BigEndian.AppendUint32(make([]byte, 0, 28+len(data)), reqMagic)
-	b = binary.BigEndian.AppendUint16(b, 0)
+	b = binary.BigEndian.AppendUint16(b, flags)
 	b = binary.BigEndian.AppendUint16(b, cmd)
 	b = binary.BigEndian.AppendUint64(b, c.next)
 	b = binary.BigEndian.AppendUint64(b, off)
@@ -187,16 +192,33 @@ func (c *Client) do(cmd uint16, off uint64, length uint32, data, into []byte) er
 
 // ReadAt reads len(p) bytes at off.
 func (c *Client) ReadAt(p []byte, off uint64) error {
-	return c.do(cmdRead, off, uint32(len(p)), nil, p)
+	return c.do(0, cmdRead, off, uint32(len(p)), nil, p)
 }
 
 // WriteAt writes p at off; nil means that the server acknowledged it.
 func (c *Client) WriteAt(p []byte, off uint64) error {
-	return c.do(cmdWrite, off, uint32(len(p)), p, nil)
+	return c.do(0, cmdWrite, off, uint32(len(p)), p, nil)
+}
+
+// WriteFUA writes p at off; nil means that it is durable.
+func (c *Client) WriteFUA(p []byte, off uint64) error {
+	return c.do(flagFUA, cmdWrite, off, uint32(len(p)), p, nil)
+}
+
+// Trim tells that a range is not needed any more.
+func (c *Client) Trim(off uint64, n uint32) error { return c.do(0, cmdTrim, off, n, nil, nil) }
+
+// Zero writes zeroes; with hole the server need not keep room for the range.
+func (c *Client) Zero(off uint64, n uint32, hole bool) error {
+	flags := uint16(flagNoHole)
+	if hole {
+		flags = 0
+	}
+	return c.do(flags, cmdZero, off, n, nil, nil)
 }
 
 // Flush asks for everything acknowledged to be durable.
-func (c *Client) Flush() error { return c.do(cmdFlush, 0, 0, nil, nil) }
+func (c *Client) Flush() error { return c.do(0, cmdFlush, 0, 0, nil, nil) }
 
 // Abort closes the socket, so that whoever waits for an answer gets an error. Close is still to be called.
 func (c *Client) Abort() { _ = c.conn.Close() } // fails only if it is closed
