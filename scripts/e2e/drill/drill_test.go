@@ -26,7 +26,7 @@ func TestReport(t *testing.T) {
 // TestChosen: a rig gets its own faults only, and each fault is on some rig.
 func TestChosen(t *testing.T) {
 	seen := make(map[string]bool)
-	for _, kind := range []string{"inside", "processes"} {
+	for _, kind := range []string{"inside", "processes", "guest"} {
 		for _, f := range (options{}).chosen(kind) {
 			if f.kind != "" && f.kind != kind {
 				t.Errorf("%s on %s", f.name, kind)

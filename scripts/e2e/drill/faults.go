@@ -14,7 +14,7 @@ import (
 // fault is one kind of bad day.
 type fault struct {
 	name string
-	kind string // which rig: "inside" (disk servers in the gateway's process), "processes", "" (any)
+	kind string // which rig: "inside" (disk servers in the gateway's process), "processes", "" (these two), "guest"
 	// strike does it, holds it and heals it. What it returns is an error of the drill or of the system.
 	strike func(*round) error
 	// bound is the longest time without an answer, beyond how long the fault was held.
@@ -55,6 +55,8 @@ func faults() []fault {
 		{name: "slow network to disk servers", kind: "processes", strike: slowNetwork, bound: awayBound},
 		{name: "cut disk servers", kind: "processes", strike: cutDisks, bound: awayBound},
 		{name: "full disk servers", kind: "processes", strike: fullDisks, bound: awayBound, errors: true},
+		{name: "power loss", kind: "guest", strike: cutPower, bound: guestStarts, promise: history.Flushed},
+		{name: "clock jumps", kind: "guest", strike: jumpClock, bound: restartBound},
 		{name: "kill everything", kind: "processes", strike: killAll, bound: restartBound},
 	}
 }

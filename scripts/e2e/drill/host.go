@@ -184,3 +184,9 @@ func (n *namespace) close() error {
 	_, err := tool("ip", "netns", "del", n.name) // the cable goes with it
 	return err
 }
+
+// has tells whether a program is there.
+func has(name string) bool {
+	_, err := exec.LookPath(name)
+	return err == nil
+}

@@ -63,23 +63,29 @@ func main() {
 func (o options) chosen(kind string) (list []fault) {
 	for _, f := range faults() {
 		wanted := o.only == "" || slices.ContainsFunc(strings.Split(o.only, ","), func(s string) bool { return strings.Contains(f.name, s) })
-		if wanted && (f.kind == "" || f.kind == kind) {
+		if wanted && (f.kind == kind || f.kind == "" && kind != "guest") {
 			list = append(list, f)
 		}
 	}
 	return list
 }
 
-// drill gives each kind of rig half of the time. Each fault has its turn before one comes again.
+// drill gives each kind of rig a third of the time. Each fault has its turn before one comes again.
 func drill(o options) (*report, error) {
 	rep := newReport(o)
 	r := rand.New(rand.NewPCG(o.seed, 1))
 	begin := time.Now()
-	kinds := []string{"inside", "processes"}
+	kinds := []string{"inside", "processes", "guest"}
 	for i, kind := range kinds {
 		list := o.chosen(kind)
 		if len(list) == 0 {
 			continue
+		}
+		if kind == "guest" {
+			if _, err := guestKernel(); err != nil {
+				rep.lack("a guest (no power loss, no clock jumps)", err)
+				continue
+			}
 		}
 		until := begin.Add(o.duration * time.Duration(i+1) / time.Duration(len(kinds)))
 		if err := drillRig(o, kind, list, until, r, rep); err != nil {

@@ -73,6 +73,8 @@ func (r *report) sent(g *rig) {
 	}
 }
 
+func (r *report) lack(what string, err error) { r.Lacks = append(r.Lacks, what+": "+err.Error()) }
+
 func (r *report) end() *report {
 	r.Took = time.Since(r.Begin)
 	return r

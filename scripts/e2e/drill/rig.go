@@ -29,7 +29,8 @@ type rig struct {
 	front      *relay // between clients and gateway
 	disks      []*diskServer
 	volumes    []*volume
-	host       *host // what it takes from the machine, to be given back
+	host       *host         // what it takes from the machine, to be given back
+	starts     time.Duration // longest start of the gateway
 }
 
 // diskServer is a disk server that is a process of its own.
@@ -55,7 +56,7 @@ func newRig(o options, kind string, r *rand.Rand) (_ *rig, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &rig{bin: o.bin, dir: dir, host: new(host)}
+	g := &rig{bin: o.bin, dir: dir, host: new(host), starts: gatewayStarts}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close(true))
@@ -71,16 +72,13 @@ func newRig(o options, kind string, r *rand.Rand) (_ *rig, err error) {
 		return nil, err
 	}
 	g.gateway.Log = filepath.Join(dir, "gateway.log")
-	g.gateway.Args = []string{g.bin, "serve", "--data", filepath.Join(dir, "data"), "--nbd", g.nbd, "--admin", g.admin, "--write-buffer", "128MiB", "--block-cache", "16MiB"}
-	buffer, err := g.host.smallDisk(filepath.Join(dir, "buffer"), 1<<30)
+	if kind == "guest" {
+		err = g.makeGuest()
+	} else {
+		err = g.makeProcesses(kind)
+	}
 	if err != nil {
 		return nil, err
-	}
-	g.gateway.Args = append(g.gateway.Args, "--dir", "gateway="+filepath.Join(buffer, "gateway"))
-	if kind == "processes" {
-		if err := g.startDisks(6); err != nil {
-			return nil, err
-		}
 	}
 	if err := g.startGateway(); err != nil {
 		return nil, err
@@ -94,6 +92,20 @@ func newRig(o options, kind string, r *rand.Rand) (_ *rig, err error) {
 		g.volumes = append(g.volumes, &v)
 	}
 	return g, nil
+}
+
+// makeProcesses prepares the gateway, and starts disk servers beside it if they are not inside.
+func (g *rig) makeProcesses(kind string) error {
+	g.gateway.Args = []string{g.bin, "serve", "--data", filepath.Join(g.dir, "data"), "--nbd", g.nbd, "--admin", g.admin, "--write-buffer", "128MiB", "--block-cache", "16MiB"}
+	buffer, err := g.host.smallDisk(filepath.Join(g.dir, "buffer"), 1<<30)
+	if err != nil {
+		return err
+	}
+	g.gateway.Args = append(g.gateway.Args, "--dir", "gateway="+filepath.Join(buffer, "gateway"))
+	if kind == "processes" {
+		return g.startDisks(6)
+	}
+	return nil
 }
 
 func (g *rig) startDisks(n int) error {
@@ -153,7 +165,7 @@ func (g *rig) startGateway() error {
 	if err := g.gateway.Start(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), gatewayStarts)
+	ctx, cancel := context.WithTimeout(context.Background(), g.starts)
 	defer cancel()
 	return g.gateway.Until(ctx, func(ctx context.Context) error { return e2e.AskReady(ctx, g.admin) })
 }

@@ -57,7 +57,7 @@ mv "$tree/bin/mkfs.ext4" "$tree/bin/mke2fs" # before busybox makes its links
 for t in mke2fs:mkfs.ext4; do ln -sf "${t%%:*}" "$tree/bin/${t##*:}"; done
 [ ! -x "${SCORIA:-$root/bin/scoria}" ] || cp "${SCORIA:-$root/bin/scoria}" "$tree/bin/scoria"
 [ ! -x "$root/build/e2e-fsx" ] || cp "$root/build/e2e-fsx" "$tree/bin/fsx"
-for m in virtio_pci virtio_net nbd crc32c_generic libcrc32c xfs; do module "$m"; done
+for m in virtio_pci virtio_net virtio_blk nbd crc32c_generic libcrc32c xfs; do module "$m"; done
 cp "$here/init" "$tree/init"
 chmod +x "$tree/init"
 (cd "$tree" && find . -print0 | cpio --null -o -H newc --quiet | gzip -1) >"$dir/initrd"

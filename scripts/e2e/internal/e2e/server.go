@@ -117,6 +117,8 @@ func (s *Server) ready(ctx context.Context) error {
 
 // AskReady asks the admin port of a Scoria server whether it is ready.
 func AskReady(ctx context.Context, admin string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second) // there may be nobody behind the port
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/readyz", nil)
 	if err != nil {
 		return err
