@@ -126,17 +126,22 @@ func cutDisks(r *round) error {
 	return nil
 }
 
-// fullDisks fills the file systems of some disk servers, at times of all.
+// fullDisks fills the file systems of some disk servers, at times of most.
 func fullDisks(r *round) error {
-	chosen := some(r.r, r.disks, len(r.disks), false)
+	var small []*diskServer
+	for _, d := range r.disks {
+		if r.host.isolated(d.dir) {
+			small = append(small, d)
+		}
+	}
+	if len(small) == 0 {
+		return errSkipped
+	}
+	chosen := some(r.r, small, len(small), false)
 	r.note = fmt.Sprintf("%d of %d", len(chosen), len(r.disks))
 	var frees []func() error
 	for _, d := range chosen {
-		dir := filepath.Dir(d.dir)
-		if !r.host.isolated(dir) {
-			return errSkipped
-		}
-		free, err := fill(dir, 0)
+		free, err := fill(filepath.Dir(d.dir), 0)
 		if err != nil {
 			return err
 		}

@@ -55,6 +55,9 @@ func faults() []fault {
 		{name: "slow network to disk servers", kind: "processes", strike: slowNetwork, bound: awayBound},
 		{name: "cut disk servers", kind: "processes", strike: cutDisks, bound: awayBound},
 		{name: "full disk servers", kind: "processes", strike: fullDisks, bound: awayBound, errors: true},
+		{name: "slow disks of disk servers", kind: "processes", strike: slowDisks, bound: awayBound},
+		{name: "read errors on disk servers", kind: "processes", strike: failReads, bound: restartBound, loses: true},
+		{name: "fio verify over kills", strike: fio, bound: 2 * restartBound},
 		{name: "power loss", kind: "guest", strike: cutPower, bound: guestStarts, promise: history.Flushed},
 		{name: "clock jumps", kind: "guest", strike: jumpClock, bound: restartBound},
 		{name: "kill everything", kind: "processes", strike: killAll, bound: restartBound},
@@ -89,6 +92,9 @@ func (r *round) hold(d time.Duration, tell bool) error {
 			told = true
 			r.told = append(r.told, h.Problems...)
 		}
+		if s := r.load.silent(); h.answered && h.Health == "ok" && s > hiddenStall {
+			return fmt.Errorf("status says ok, and a volume has not answered for %v", s.Round(time.Millisecond))
+		}
 		if tell && !told && time.Since(begin) > d+tellWithin {
 			return fmt.Errorf("status says ok %v after the fault came: a degraded state is hidden", time.Since(begin).Round(time.Millisecond))
 		}
@@ -97,6 +103,9 @@ func (r *round) hold(d time.Duration, tell bool) error {
 	r.held += time.Since(begin)
 	return nil
 }
+
+// hiddenStall is how long nobody may get an answer while status says ok.
+const hiddenStall = 12 * time.Second
 
 // tellWithin is how long a degraded state may stay untold: the period of the maintenance agent
 // (10 s) and the time limit of a request to a disk server (3 s), and as much for a loaded machine.

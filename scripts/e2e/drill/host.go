@@ -15,6 +15,7 @@ import (
 // host gives what a drill takes from the machine, and takes it back.
 type host struct {
 	mounts []string
+	bad    []*badDisk
 	lacks  []string // what it could not have, and why
 }
 
@@ -112,17 +113,23 @@ func fill(dir string, keep uint64) (free func() error, err error) {
 func (h *host) release() error {
 	var errs []error
 	for i := len(h.mounts) - 1; i >= 0; i-- {
-		var err error
-		for range 20 { // the processes that used it are only just gone
-			if _, err = tool("umount", h.mounts[i]); err == nil {
-				break
-			}
-			time.Sleep(100 * time.Millisecond)
-		}
-		errs = append(errs, err)
+		errs = append(errs, unmount(h.mounts[i]))
 	}
-	h.mounts = nil
+	for _, d := range h.bad {
+		errs = append(errs, d.close())
+	}
+	h.mounts, h.bad = nil, nil
 	return errors.Join(errs...)
+}
+
+func unmount(dir string) (err error) {
+	for range 20 { // the processes that used it are only just gone
+		if _, err = tool("umount", dir); err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return err
 }
 
 // link is the network between the gateway and a disk server.

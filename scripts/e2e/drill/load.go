@@ -58,6 +58,14 @@ func raise(v *atomic.Int64, to int64) {
 	}
 }
 
+// silent returns the longest time for which a volume has not answered, up to now.
+func (l *load) silent() (longest time.Duration) {
+	for _, g := range l.gauges {
+		longest = max(longest, time.Since(time.Unix(0, g.last.Load())))
+	}
+	return longest
+}
+
 func startLoad(addr string, volumes []*volume, r *rand.Rand) *load {
 	ctx, stop := context.WithCancel(context.Background())
 	l := &load{network: "tcp", addr: addr, ctx: ctx, stop: stop, errnos: make(map[string]int)}

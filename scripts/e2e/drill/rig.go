@@ -111,11 +111,9 @@ func (g *rig) makeProcesses(kind string) error {
 func (g *rig) startDisks(n int) error {
 	for i := range n {
 		d := &diskServer{name: fmt.Sprintf("disk-%d", i)}
-		mount, err := g.host.smallDisk(filepath.Join(g.dir, d.name), 4<<30)
-		if err != nil {
+		if err := g.disk(d, i); err != nil {
 			return err
 		}
-		d.dir = filepath.Join(mount, "osd")
 		if err := g.connect(d, i); err != nil {
 			return err
 		}
@@ -133,6 +131,22 @@ func (g *rig) startDisks(n int) error {
 		}
 	}
 	return nil
+}
+
+// disk makes the disk of a disk server: two of them can be slow and fail.
+func (g *rig) disk(d *diskServer, i int) error {
+	dir := filepath.Join(g.dir, d.name)
+	d.dir = filepath.Join(dir, "osd")
+	if i >= 4 {
+		b, err := newBadDisk(dir, 4<<30)
+		if err == nil {
+			g.host.bad = append(g.host.bad, b)
+			return nil
+		}
+		g.host.without("disks that are slow and fail", err)
+	}
+	_, err := g.host.smallDisk(dir, 4<<30)
+	return err
 }
 
 func (d *diskServer) start() error {
@@ -307,6 +321,11 @@ func (g *rig) connect(d *diskServer, i int) (err error) {
 	}
 	d.link = relayLink{l}
 	return nil
+}
+
+func split(addr string) (host, port string) {
+	host, port, _ = strings.Cut(addr, ":") // one of ours
+	return host, port
 }
 
 func pid() string { return strconv.Itoa(os.Getpid()) }
