@@ -82,10 +82,11 @@ func (n *Node) start() (err error) {
 	if err := n.openLog(); err != nil {
 		return err
 	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(n.dir.path, keptSnapshots, hl)
+	files, err := raft.NewFileSnapshotStoreWithLogger(n.dir.path, keptSnapshots, hl)
 	if err != nil {
 		return fmt.Errorf("open snapshots: %w", err)
 	}
+	snaps := syncedSnapshots{files, n.dir.file(snapshotDir)}
 	store, rebuilt, err := openStore(n.dir, n.opts.Machine.Kind())
 	if err != nil {
 		return err

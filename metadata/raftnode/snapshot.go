@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
 
 	"scoria/internal/frame"
+	"scoria/internal/vfs"
 	"scoria/metadata"
 )
 
@@ -196,3 +198,31 @@ func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 }
 
 func (s *fsmSnapshot) Release() { _ = s.tx.Rollback() } // a read transaction's end cannot fail
+
+// syncedSnapshots is Raft's store of snapshot files with what it leaves out: it syncs the files
+// and the directory of all snapshots, but not that of a snapshot, so that a
+// power loss may leave it empty after the log was shortened.
+type syncedSnapshots struct {
+	raft.SnapshotStore
+	dir string
+}
+
+func (s syncedSnapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, at uint64, t raft.Transport) (raft.SnapshotSink, error) {
+	sink, err := s.SnapshotStore.Create(version, index, term, c, at, t)
+	if err != nil {
+		return nil, err
+	}
+	return syncedSink{sink, filepath.Join(s.dir, sink.ID())}, nil
+}
+
+type syncedSink struct {
+	raft.SnapshotSink
+	dir string // of the finished snapshot
+}
+
+func (s syncedSink) Close() error {
+	if err := s.SnapshotSink.Close(); err != nil {
+		return err
+	}
+	return vfs.OS.SyncDir(s.dir)
+}

@@ -189,3 +189,28 @@ func anyLeader(t *testing.T, nodes []*Node, not int) int {
 	t.Fatal("no leader")
 	return -1
 }
+
+// TestIsolatedLeaderDoesNotAnswer: a leader that has just been cut off, and does not know it
+// yet, answers no read: another one may have been elected.
+func TestIsolatedLeaderDoesNotAnswer(t *testing.T) {
+	network := NewMemNetwork()
+	var peers []Peer
+	for i := range 3 {
+		peers = append(peers, Peer{ID: fmt.Sprint("n", i), Addr: fmt.Sprint("mem", i)})
+	}
+	nodes := make([]*Node, 3)
+	for i := range nodes {
+		nodes[i] = open(t, Options{
+			ID: peers[i].ID, Dir: t.TempDir(), Machine: kv{}, Mem: network, MemAddr: peers[i].Addr,
+			Bootstrap: true, Peers: peers, Heartbeat: 2 * time.Second,
+		})
+	}
+	leader := anyLeader(t, nodes, -1)
+	put(t, nodes[leader], "k", "v")
+	network.Cut(peers[leader].Addr, true)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := nodes[leader].Read(ctx, func(fsm.Reader) error { return nil }); !errors.Is(err, metadata.ErrUnavailable) {
+		t.Fatalf("a read of a leader that nobody hears: %v", err)
+	}
+}
