@@ -303,3 +303,32 @@ func BenchmarkReconstruct4K(b *testing.B) {
 		}
 	}
 }
+
+// TestNoncesDoNotRepeat: no two units are encrypted with the same key stream, whether of one
+// object or of several. Units of zeroes show it.
+func TestNoncesDoNotRepeat(t *testing.T) {
+	c := newCodec(t)
+	const size = 4096
+	seen := make(map[string]string)
+	for object := range 3 {
+		s, err := c.Sealer(metadata.ObjectID{byte(object)}, metadata.CompressNone, metadata.EncryptAES256GCM, bytes.Repeat([]byte{7}, KeySize))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for chunk := range 3 {
+			packed, units, err := s.Pack(nil, make([]byte, 3*size), chunk, size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for unit, n := range units {
+				place := fmt.Sprintf("object %d, chunk %d, unit %d", object, chunk, unit)
+				stream := string(packed[:size])
+				if other, ok := seen[stream]; ok {
+					t.Errorf("%s and %s have the same key stream", place, other)
+				}
+				seen[stream] = place
+				packed = packed[n:]
+			}
+		}
+	}
+}

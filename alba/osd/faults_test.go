@@ -3,6 +3,7 @@ package osd_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -175,5 +176,48 @@ func TestSecondOpenerAndStrangers(t *testing.T) {
 	}
 	if _, err := osd.Open("/x", osd.Options{FS: mem}); !errors.Is(err, osd.ErrCorrupt) {
 		t.Errorf("somebody else's directory: %v", err)
+	}
+}
+
+// TestLostRecordIsTold: a damaged record that a later one says was durable is no torn end.
+// The store opens and reads, removes nothing, and takes no more writes.
+func TestLostRecordIsTold(t *testing.T) {
+	mem := vfs.NewMem(vfs.MemOptions{})
+	s := open(t, "/osd", osd.Options{FS: mem, SegmentSize: 1 << 20})
+	for _, k := range []string{"a", "b", "c"} { // one after the other: each knows that the one before is durable
+		if err := put(s, t, k, []byte(k)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after := mem.Crash(nil, vfs.CrashKept) // the index has nothing of it yet: all is replayed
+	const segment = "/osd/seg-00000001"
+	before, err := vfs.ReadFile(after, segment, 2<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := after.OpenFile(segment, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const second = 2 * osd.BlockSize // behind the segment's header and the first record
+	if _, err := f.WriteAt([]byte{^before[second+20]}, second+20); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, "/osd", osd.Options{FS: after, SegmentSize: 1 << 20})
+	if in, err := s.Info(t.Context()); err != nil || !strings.Contains(in.Failed, "damaged") {
+		t.Errorf("info: %+v %v", in, err)
+	}
+	if err := readAll(s, t, "a", 1); err != nil {
+		t.Errorf("what is before the damage: %v", err)
+	}
+	if err := put(s, t, "d", []byte("d")); !errors.Is(err, osd.ErrUnavailable) {
+		t.Errorf("put: %v", err)
+	}
+	now, err := vfs.ReadFile(after, segment, 2<<20)
+	if err != nil || len(now) != len(before) {
+		t.Errorf("the log was cut from %d to %d bytes: %v", len(before), len(now), err)
 	}
 }

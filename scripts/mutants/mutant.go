@@ -25,7 +25,7 @@ type Mutant struct {
 
 // mutants lists all of them, tree by tree.
 func mutants() []Mutant {
-	return slices.Concat(bufferMutants, volumeMutants)
+	return slices.Concat(nbdMutants, bufferMutants, volumeMutants, albaMutants, osdMutants, metadataMutants, systemMutants)
 }
 
 // apply returns the changed source of the mutant's file.

@@ -1,0 +1,35 @@
+package main
+
+// nbdMutants break what the NBD server promises its clients.
+var nbdMutants = []Mutant{
+	{
+		Name: "flush-of-own-connection-only", Contract: "C2", Breaks: "FLUSH does nothing on a connection that has not written",
+		File: "nbd/work.go",
+		Old:  "		c.dirty.Store(false)\n		return c.dev.Flush(c.ctx)\n", New: "		if !c.dirty.Swap(false) {\n			return nil\n		}\n		return c.dev.Flush(c.ctx)\n",
+		Package: "nbd", Tests: "^TestRule33And42FlushCoversAllConnections$",
+	},
+	{
+		Name: "fua-flag-dropped", Contract: "C2", Breaks: "the server does not pass FUA of a WRITE on",
+		File: "nbd/work.go",
+		Old:  "		return c.dev.WriteAt(c.ctx, data, off, fua)\n", New: "		return c.dev.WriteAt(c.ctx, data, off, fua && length == 1)\n",
+		Package: "nbd", Tests: "^TestRule43FUA$",
+	},
+	{
+		Name: "batch-takes-fua", Contract: "C2", Breaks: "a WRITE with FUA goes into a batch, which knows no FUA",
+		File: "nbd/write.go",
+		Old:  "	return c.tw != nil && req.Flags&wire.CmdFlagFUA == 0\n", New: "	return c.tw != nil\n",
+		Package: "nbd", Tests: "^TestRule43FUA$",
+	},
+	{
+		Name: "option-length-unchecked", Contract: "C7", Breaks: "an option of any length is read into memory",
+		File: "nbd/handshake.go",
+		Old:  "	if opt.Length > wire.MaxOptionPayload {", New: "	if opt.Length > 1<<31 {",
+		Package: "nbd", Tests: "^TestRule09HugeOption$",
+	},
+	{
+		Name: "failed-write-of-batch-answered-ok", Contract: "C1", Breaks: "the error of one write of a batch is not answered",
+		File: "nbd/write.go",
+		Old:  "		if err := b.errs[i]; err != nil {\n", New: "		if err := b.errs[0]; err != nil {\n",
+		Package: "nbd", Tests: "^TestBatchAnswersEachWrite$",
+	},
+}
