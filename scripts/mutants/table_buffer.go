@@ -5,6 +5,18 @@ const bufferDir = "volumedriver/writebuffer"
 // bufferMutants break the local log: what C1 to C3 rest on.
 var bufferMutants = []Mutant{
 	{
+		Name: "first-record-not-replayed", Contract: "C1", Breaks: "recovery leaves out the first record behind the map checkpoint",
+		File: "volumedriver/writebuffer/recover.go",
+		Old:  "			if e.Seq <= opts.FromSeq {\n", New: "			if e.Seq <= opts.FromSeq+1 {\n",
+		Package: bufferDir, Tests: "^TestCrashEverywhere$",
+	},
+	{
+		Name: "hard-limit-ignored", Contract: "C7", Breaks: "the local log grows beyond its limit",
+		File: "volumedriver/writebuffer/pool.go",
+		Old:  "	if p.mu.total+n > p.opts.HardBytes && p.mu.dirty > 0 {\n", New: "	if p.mu.total+n > p.opts.HardBytes && n < 0 {\n",
+		Package: bufferDir, Tests: "^TestHardLimitIsFair$",
+	},
+	{
 		Name: "flush-without-sync", Contract: "C2", Breaks: "FLUSH is answered without fdatasync of the log",
 		File: "volumedriver/writebuffer/sync.go",
 		Old:  "err = errors.Join(h.f.Sync(), h.unref())", New: "err = h.unref()",

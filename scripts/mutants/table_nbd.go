@@ -3,6 +3,12 @@ package main
 // nbdMutants break what the NBD server promises its clients.
 var nbdMutants = []Mutant{
 	{
+		Name: "connections-unbounded", Contract: "C7", Breaks: "any number of connections is taken",
+		File: "nbd/server.go",
+		Old:  "	case len(s.conns) >= s.opts.MaxConns:\n", New: "	case len(s.conns) >= 1<<30:\n",
+		Package: "nbd", Tests: "^TestMaxConns$",
+	},
+	{
 		Name: "flush-of-own-connection-only", Contract: "C2", Breaks: "FLUSH does nothing on a connection that has not written",
 		File: "nbd/work.go",
 		Old:  "		c.dirty.Store(false)\n		return c.dev.Flush(c.ctx)\n", New: "		if !c.dirty.Swap(false) {\n			return nil\n		}\n		return c.dev.Flush(c.ctx)\n",

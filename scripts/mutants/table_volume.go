@@ -6,6 +6,18 @@ const volumeDir = "volumedriver"
 // published when.
 var volumeMutants = []Mutant{
 	{
+		Name: "block-status-reads-all-pages", Contract: "C8", Breaks: "BLOCK STATUS reads the pages of parts that are known to be full",
+		File: "volumedriver/clustermap/extents.go",
+		Old:  "	case s.ref.count == span(level):\n", New: "	case s.ref.count == span(level) && left == 0:\n",
+		Package: "volumedriver/clustermap", Tests: "^TestExtentsSkipSubtrees$",
+	},
+	{
+		Name: "trim-walks-all-pages", Contract: "C8", Breaks: "TRIM of a range goes down to each page of it",
+		File: "volumedriver/clustermap/update.go",
+		Old:  "	if from <= base && to >= base+span(level) {\n", New: "	if from <= base && to >= base+span(level) && level == 0 {\n",
+		Package: "volumedriver/clustermap", Tests: "^TestUpdatesDoNotRead$",
+	},
+	{
 		Name: "records-applied-in-wrong-order", Contract: "C3", Breaks: "the records of a batch are applied to the map last one first",
 		File: "volumedriver/volume.go",
 		Old: `	for i := range entries {
