@@ -111,7 +111,7 @@ fio_verify() {
 	command -v fio >/dev/null || { say "SKIPPED fio"; return; }
 	local at; at=$(clock)
 	fio --name=v --ioengine=nbd --uri="$(uri one)" --thread --numjobs=2 --offset_increment=$((bytes / 2)) --size=$((bytes / 4)) --rw=randwrite --bsrange=512-64k --bs_unaligned \
-		--iodepth=16 --fsync=64 --verify=crc32c --verify_fatal=1 --output="$work/fio" || die "fio verify: $(tail -n 5 "$work/fio")"
+		--iodepth=16 --fsync=64 --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output="$work/fio" || die "fio verify: $(tail -n 5 "$work/fio")"
 	figure "$at" "fio: random writes, verified by crc32c"
 }
 

@@ -37,7 +37,7 @@ func fio(r *round) error {
 	done := make(chan error, 1)
 	go func() {
 		_, err := tool("fio", "--name=drill", "--thread", "--ioengine=nbd", "--uri=nbd+unix:///?socket="+socket, "--rw=randwrite", "--bsrange=512-32k", "--bs_unaligned",
-			"--size=24m", "--rate=4m", "--iodepth=8", "--fsync=50", "--verify=crc32c", "--verify_fatal=1", fmt.Sprintf("--randseed=%d", r.r.Uint32()))
+			"--size=24m", "--rate=4m", "--iodepth=8", "--fsync=50", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", fmt.Sprintf("--randseed=%d", r.r.Uint32()))
 		done <- err
 	}()
 	kills := 1 + r.r.IntN(2)

@@ -41,7 +41,7 @@ func main() {
 	flag.BoolVar(&o.keep, "keep", false, "keep data and logs")
 	flag.Parse()
 	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	go func() { // what was taken from the machine is given back; the processes die with this one
 		<-interrupted
 		_ = cleanUp.run() // the exit code tells already
