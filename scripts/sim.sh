@@ -5,7 +5,7 @@
 # behind. A failure prints its plan, a smaller one, and how to replay it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-pkg=./cmd/scoria/internal/sim batch=100
+pkg=./cmd/scoria/internal/sim batch=25
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 go test -c -o "$dir/sim" $pkg

@@ -20,6 +20,7 @@ import (
 //	SCORIA_SIM_FOR     run seeds for this time
 //	SCORIA_SIM_EVENTS  of the plan keep these events only, as "3,7"; "none"
 //	SCORIA_SIM_OPS     of each client keep so many operations
+//	SCORIA_SIM_SURVEY  go on after a failure, and look for no smaller plan
 //	SCORIA_SIM_LOG     log to standard error
 const (
 	envSeed   = "SCORIA_SIM_SEED"
@@ -27,6 +28,7 @@ const (
 	envFor    = "SCORIA_SIM_FOR"
 	envEvents = "SCORIA_SIM_EVENTS"
 	envOps    = "SCORIA_SIM_OPS"
+	envSurvey = "SCORIA_SIM_SURVEY"
 	envLog    = "SCORIA_SIM_LOG"
 )
 
@@ -95,7 +97,10 @@ func (s *totals) run(t *testing.T, seed uint64) bool {
 	if out.err == nil {
 		return true
 	}
-	t.Errorf("%v\n%s", out.err, p.describe())
+	t.Errorf("%v\n%s%s", out.err, p.describe(), p.replay())
+	if os.Getenv(envSurvey) != "" {
+		return true
+	}
 	small, smallErr := shrink(t, p)
 	t.Errorf("smallest plan that was found to fail: %v\n%sreplay: %s", smallErr, small.describe(), small.replay())
 	return false

@@ -161,7 +161,7 @@ func (s *System) OSDs(ctx context.Context) ([]admin.OSD, error) {
 	if err != nil {
 		return nil, adminError(driverError(err))
 	}
-	out := make([]admin.OSD, len(recs), len(recs)+len(s.disks.list))
+	out := make([]admin.OSD, len(recs), len(recs)+len(s.disks.known()))
 	var asked sync.WaitGroup
 	for i, r := range recs {
 		o := &out[i]

@@ -190,7 +190,7 @@ func (s *System) serve(_, run context.Context) error {
 	if err != nil {
 		return err
 	}
-	conns, err := connectionLimit(limit, len(s.disks.list))
+	conns, err := connectionLimit(limit, len(s.disks.known()))
 	if err != nil {
 		return err
 	}
