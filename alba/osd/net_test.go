@@ -1,9 +1,12 @@
 package osd_test
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -130,5 +133,118 @@ func TestHostile(t *testing.T) {
 	}
 	if _, err := c.Info(t.Context()); err != nil {
 		t.Errorf("the good client: %v", err)
+	}
+}
+
+// TestSilentPeers: connections beyond the limit that say nothing keep no client out, and a client
+// that is served is never the one to give way.
+func TestSilentPeers(t *testing.T) {
+	addr, _ := serve(t, osdtest.NewFake(), "u", osd.ServerOptions{MaxConnections: 4})
+	c := osd.Dial(addr, "", osd.ClientOptions{Connections: 1})
+	defer c.Close()
+	if _, err := c.Info(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var silent []net.Conn
+	for range 12 {
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		silent = append(silent, nc)
+	}
+	for _, nc := range silent[:8] { // the limit is 4, one of them is the client's
+		if err := nc.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := nc.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("a silent connection did not give way")
+		}
+	}
+	d := osd.Dial(addr, "", osd.ClientOptions{Connections: 1})
+	defer d.Close()
+	for _, cl := range []*osd.Client{c, d, c} {
+		if _, err := cl.Info(t.Context()); err != nil {
+			t.Errorf("beside silent peers: %v", err)
+		}
+	}
+}
+
+// failingListener fails as a process without free descriptors does.
+type failingListener struct {
+	net.Listener
+	left int
+}
+
+func (l *failingListener) Accept() (net.Conn, error) {
+	if l.left--; l.left >= 0 {
+		return nil, &net.OpError{Op: "accept", Err: syscall.EMFILE}
+	}
+	return l.Listener.Accept()
+}
+
+// TestAcceptFails: a server that is out of descriptors for a while goes on afterwards.
+func TestAcceptFails(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := osd.NewServer(osdtest.NewFake(), "u", osd.ServerOptions{})
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(&failingListener{ln, 4}) }()
+	c := osd.Dial(ln.Addr().String(), "", osd.ClientOptions{})
+	defer c.Close()
+	if _, err := c.Info(t.Context()); err != nil {
+		t.Errorf("after accept failed: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; !errors.Is(err, osd.ErrServerClosed) {
+		t.Error(err)
+	}
+}
+
+// FuzzServer feeds whole connections to a server: whatever comes, it ends and gives all back.
+func FuzzServer(f *testing.F) {
+	for _, seed := range osd.SeedsForTest() {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s := osd.NewServer(osdtest.NewFake(), "u", osd.ServerOptions{})
+		client, server := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = io.Copy(io.Discard, client) // until the server hangs up
+		}()
+		osd.ServeConnForTest(s, server)
+		_, _ = client.Write(osd.SessionForTest("u", b)) // the server may hang up in the middle
+		_ = client.Close()
+		<-done
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestOtherVersion: a peer of another version is told so by the frame that it gets, or is hung up on.
+func TestOtherVersion(t *testing.T) {
+	addr, _ := serve(t, osdtest.NewFake(), "u", osd.ServerOptions{})
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if err := nc.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nc.Write(osd.OtherVersionForTest("u")); err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(nc)
+	if err != nil || !bytes.Contains(b, []byte("version 9, this program speaks 1")) {
+		t.Errorf("answer %q, %v", b, err)
 	}
 }

@@ -22,11 +22,11 @@ var ErrServerClosed = errors.New("osd: server closed")
 // ServerOptions of a Server. The zero value is fine.
 type ServerOptions struct {
 	Logger         *slog.Logger  // nil is quiet
-	MaxConnections int           // 0: 256
+	MaxConnections int           // 0: 256; beyond it, one that has not said hello gives way
 	MaxInFlight    int           // requests of one connection that are worked on; 0: 64
 	MemoryBytes    int64         // values in memory, over all connections; 0: 256 MiB, at least one batch
 	IdleTimeout    time.Duration // a connection that asks for nothing is closed; 0: 10 minutes
-	IOTimeout      time.Duration // for the rest of a message that has begun; 0: 30 s
+	IOTimeout      time.Duration // for the hello, and for the rest of a message that has begun; 0: 30 s
 }
 
 func (o *ServerOptions) ensureDefaults() {
@@ -67,6 +67,7 @@ type Server struct {
 		closed    bool
 		listeners map[net.Listener]struct{}
 		conns     map[*serverConn]struct{}
+		started   uint64 // connections so far
 	}
 	wg sync.WaitGroup // connections
 }
@@ -96,35 +97,59 @@ func (s *Server) Serve(ln net.Listener) error {
 		s.mu.Unlock()
 		_ = ln.Close() // it may be closed already
 	}()
+	var pause time.Duration
 	for {
 		nc, err := ln.Accept()
-		if err != nil {
-			s.mu.Lock()
-			closed := s.mu.closed
-			s.mu.Unlock()
-			if closed {
-				return ErrServerClosed
-			}
-			var ne net.Error
-			if errors.As(err, &ne) && ne.Timeout() {
-				continue
-			}
+		if err == nil {
+			pause = 0
+			s.start(nc)
+			continue
+		}
+		s.mu.Lock()
+		closed := s.mu.closed
+		s.mu.Unlock()
+		if closed {
+			return ErrServerClosed
+		}
+		if errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("osd server: accept: %w", err)
 		}
-		s.start(nc)
+		// Out of descriptors or the like: it passes.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		s.opts.Logger.Warn("osd server cannot accept, trying again", "addr", ln.Addr(), "err", err, "pause", pause)
+		select {
+		case <-time.After(pause):
+		case <-s.ctx.Done():
+		}
 	}
 }
 
+// start serves a connection, for which another may have to give way: one that has not said hello,
+// so that peers that say nothing lock nobody out.
 func (s *Server) start(nc net.Conn) {
 	c := &serverConn{s: s, nc: nc, slots: make(chan struct{}, s.opts.MaxInFlight)}
 	c.ctx, c.cancel = context.WithCancel(s.ctx)
 	s.mu.Lock()
-	if s.mu.closed || len(s.mu.conns) >= s.opts.MaxConnections {
+	var evicted *serverConn
+	if len(s.mu.conns) >= s.opts.MaxConnections {
+		for o := range s.mu.conns {
+			if !o.greeted && (evicted == nil || o.number < evicted.number) {
+				evicted = o
+			}
+		}
+	}
+	if s.mu.closed || len(s.mu.conns) >= s.opts.MaxConnections && evicted == nil {
 		s.mu.Unlock()
 		c.cancel()
 		_ = nc.Close() // there is nobody to tell
 		return
 	}
+	if evicted != nil {
+		delete(s.mu.conns, evicted)
+		_ = evicted.nc.Close() // its reader notices
+	}
+	s.mu.started++
+	c.number = s.mu.started
 	s.mu.conns[c] = struct{}{}
 	s.wg.Add(1)
 	s.mu.Unlock()
@@ -187,7 +212,9 @@ type serverConn struct {
 	slots    chan struct{}
 	wg       sync.WaitGroup // requests
 	draining sync.Once
-	drain    bool // under Server.mu
+	number   uint64 // in the order of coming; under Server.mu like the next two
+	greeted  bool
+	drain    bool
 
 	wmu sync.Mutex // one reply at a time
 }
@@ -195,7 +222,13 @@ type serverConn struct {
 func (c *serverConn) serve() {
 	err := c.read()
 	if err != nil && !errors.Is(err, io.EOF) {
-		c.s.opts.Logger.Warn("osd connection", "from", c.nc.RemoteAddr(), "err", err)
+		log := c.s.opts.Logger.Warn
+		c.s.mu.Lock()
+		if !c.greeted && !errors.Is(err, frame.ErrVersion) && !errors.Is(err, ErrWrongOSD) {
+			log = c.s.opts.Logger.Debug // anybody can say nonsense; that must not fill the log
+		}
+		c.s.mu.Unlock()
+		log("osd connection", "from", c.nc.RemoteAddr(), "err", err)
 	}
 	var ne net.Error
 	if !errors.As(err, &ne) {
@@ -222,7 +255,11 @@ func (c *serverConn) read() error {
 	var buf []byte
 	greeted := false
 	for {
-		if err := c.deadline(c.s.opts.IdleTimeout); err != nil {
+		wait := c.s.opts.IdleTimeout
+		if !greeted {
+			wait = min(wait, c.s.opts.IOTimeout)
+		}
+		if err := c.deadline(wait); err != nil {
 			return err
 		}
 		if _, err := r.Peek(1); err != nil {
@@ -242,6 +279,9 @@ func (c *serverConn) read() error {
 			err      error
 		)
 		if buf, typ, id, tail, d, err = readMessage(r, buf, limit); err != nil {
+			if !greeted && errors.Is(err, frame.ErrVersion) {
+				c.reply(0, msgHello, err, nil) // the peer learns our version, from the frame if not from the text
+			}
 			return err
 		}
 		if !greeted {
@@ -252,6 +292,9 @@ func (c *serverConn) read() error {
 				return err
 			}
 			greeted = true
+			c.s.mu.Lock()
+			c.greeted = true
+			c.s.mu.Unlock()
 			continue
 		}
 		select {

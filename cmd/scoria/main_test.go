@@ -219,7 +219,7 @@ func testErrors(t *testing.T, sock string) {
 		{exitUsage, "volume create a --size 65TiB", "size"},
 		{exitUsage, "volume create a/b --size 1M", "not allowed"},
 		{exitUsage, "volume create " + strings.Repeat("a", 129) + " --size 1M", "at most 128"},
-		{exitConflict, "volume create taken --size 1M", `"taken" exists already`},
+		{exitConflict, "volume create taken --size 1M", `"taken" already exists`},
 		{exitNotFound, "volume create a --size 1M --preset absent", "absent"},
 		{exitNotFound, "volume show absent", "scoria volume list"},
 		{exitNotFound, "volume drain absent", "absent"},

@@ -176,3 +176,16 @@ func FuzzParseDuration(f *testing.F) {
 		}
 	})
 }
+
+func FuzzParseCountAndRate(f *testing.F) {
+	for _, s := range []string{"10", "4k", "1.5M", "1MiB/s", "10MB/s", "0", "-1", "", "99999999999999999999"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, parse := range []func(string) (uint64, error){ParseCount, ParseRate} {
+			if _, err := parse(s); err != nil && !errors.Is(err, ErrSyntax) && !errors.Is(err, ErrRange) {
+				t.Fatalf("untyped error %v", err)
+			}
+		}
+	})
+}

@@ -281,3 +281,19 @@ func TestSeconds(t *testing.T) {
 		}
 	}
 }
+
+// FuzzParseTarget: an address is refused or names a volume at an address of a known kind.
+func FuzzParseTarget(f *testing.F) {
+	for _, s := range []string{"v", "nbd://host/v", "nbd://[::1]:1/v", "nbd+unix:///v?socket=/s", "nbd://", "://", "/dev/nbd3", "%zz"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		x, err := ParseTarget(s, "127.0.0.1:10809")
+		if err == nil && (x.Volume == "" || x.Address == "" || x.Network != "tcp" && x.Network != "unix") {
+			t.Fatalf("%q became %+v", s, x)
+		}
+		if n, err := ParseDevice(s); err == nil && (n < 0 || n >= 1<<20) {
+			t.Fatalf("%q became device %d", s, n)
+		}
+	})
+}

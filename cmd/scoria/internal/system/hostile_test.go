@@ -156,3 +156,16 @@ func TestAdminStorm(t *testing.T) {
 		must(t, c.Disconnect())
 	}
 }
+
+// FuzzIdentity: the file that makes a directory Scoria's is refused or has all that it needs.
+func FuzzIdentity(f *testing.F) {
+	f.Add([]byte(`{"magic":"scoria","format":1,"gateway":"g","osds":["a","b"]}`))
+	f.Add([]byte(`{"magic":"scoria","format":99}`))
+	f.Add([]byte(`{"magic":"scoria","format":1,"gateway":"g","osds":["a","a"]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		id, err := parseIdentity(b)
+		if err == nil && (id.Gateway == "" || id.Format != identityFormat || len(id.OSDs) > maxOSDs || slices.Contains(id.OSDs, "")) {
+			t.Fatalf("accepted %+v", id)
+		}
+	})
+}
