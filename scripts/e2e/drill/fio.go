@@ -1,9 +1,11 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -40,6 +42,9 @@ func fio(r *round) error {
 			"--size=24m", "--rate=4m", "--iodepth=8", "--fsync=50", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", fmt.Sprintf("--randseed=%d", r.r.Uint32()))
 		done <- err
 	}()
+	for begin := time.Now(); err == nil && time.Since(begin) < 30*time.Second && !r.written(fioVolume); {
+		time.Sleep(50 * time.Millisecond) // its first connection must find a gateway
+	}
 	kills := 1 + r.r.IntN(2)
 	r.note = fmt.Sprintf("%d kills", kills)
 	for range kills {
@@ -47,8 +52,21 @@ func fio(r *round) error {
 		err = errors.Join(err, r.killGateway())
 		err = errors.Join(err, r.startGateway())
 	}
-	if ferr := <-done; ferr != nil {
-		err = errors.Join(err, &wrongBytes{fioVolume, ferr})
+	ferr := <-done
+	if ferr != nil && strings.Contains(ferr.Error(), "verify:") {
+		ferr = &wrongBytes{fioVolume, ferr}
 	}
+	err = errors.Join(err, ferr)
 	return errors.Join(err, kit.End(syscall.SIGTERM, 10*time.Second))
+}
+
+// written tells whether a volume was written by its present clients.
+func (r *round) written(volume string) bool {
+	out, err := r.command("volume", "show", volume, "-o", "json")
+	var v struct {
+		Clients int
+		LastSeq uint64 `json:"last_seq"`
+		Drained uint64 `json:"drained_seq"`
+	}
+	return err == nil && json.Unmarshal(out, &v) == nil && v.Clients > 0 && v.LastSeq > v.Drained
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -42,14 +43,17 @@ type gauge struct {
 	last  atomic.Int64 // unix nanoseconds of the last answer
 	worst atomic.Int64 // longest time without one
 	acks  atomic.Int64
-	slow  atomic.Int64 // longest single request
+	slow  [3]atomic.Int64 // longest single request, by kind
 	reads atomic.Int64
 }
 
+// kinds of requests
+var requestKinds = [3]string{"read", "write", "flush"}
+
 // answered notes an answer to a request that was sent at begin.
-func (g *gauge) answered(begin time.Time) {
+func (g *gauge) answered(what string, begin time.Time) {
 	now := time.Now()
-	raise(&g.slow, int64(now.Sub(begin)))
+	raise(&g.slow[slices.Index(requestKinds[:], what)], int64(now.Sub(begin)))
 	raise(&g.worst, now.UnixNano()-g.last.Swap(now.UnixNano()))
 }
 
@@ -122,7 +126,7 @@ func (l *load) work(ctx context.Context, c *e2e.Client, v *volume, g *gauge, r *
 		var wrong *wrongBytes
 		switch {
 		case err == nil:
-			g.answered(begin)
+			g.answered(what, begin)
 		case errors.As(err, &wrong):
 			l.mu.Lock()
 			l.wrong = append(l.wrong, err)
@@ -220,12 +224,16 @@ func (l *load) end() error {
 	return errors.Join(wrong...)
 }
 
-// longest returns the longest time without an answer, and the slowest request, of any volume.
-func (l *load) longest() (stall, request time.Duration) {
+// longest returns the longest time without an answer, and the slowest request by kind, of any volume.
+func (l *load) longest() (stall time.Duration, requests map[string]time.Duration) {
+	requests = make(map[string]time.Duration)
 	for _, g := range l.gauges {
-		stall, request = max(stall, time.Duration(g.worst.Load())), max(request, time.Duration(g.slow.Load()))
+		stall = max(stall, time.Duration(g.worst.Load()))
+		for i, kind := range requestKinds {
+			requests[kind] = max(requests[kind], time.Duration(g.slow[i].Load()))
+		}
 	}
-	return stall, request
+	return stall, requests
 }
 
 // readAll reads the part of a volume that the history is about.

@@ -13,20 +13,20 @@ import (
 
 // result is what one round showed.
 type result struct {
-	Fault        string         `json:"fault"`
-	Kind         string         `json:"disk_servers"`
-	Note         string         `json:"note,omitempty"`
-	Skipped      bool           `json:"skipped,omitempty"`
-	Acknowledged uint64         `json:"acknowledged"`
-	Wrong        int            `json:"wrong"`
-	Held         time.Duration  `json:"held_ns"`          // how long the fault was in force
-	Stall        time.Duration  `json:"stall_ns"`         // longest time without an answer, of any volume
-	Slowest      time.Duration  `json:"slowest_ns"`       // request
-	Back         time.Duration  `json:"back_ns"`          // from the end of the fault until all volumes acknowledge
-	OK           time.Duration  `json:"ok_ns"`            // from then until status is ok
-	Told         []string       `json:"told,omitempty"`   // by status while the fault was in force
-	Left         []string       `json:"left,omitempty"`   // by status last before it was ok
-	Errors       map[string]int `json:"errors,omitempty"` // answers that were errors
+	Fault        string                   `json:"fault"`
+	Kind         string                   `json:"disk_servers"`
+	Note         string                   `json:"note,omitempty"`
+	Skipped      bool                     `json:"skipped,omitempty"`
+	Acknowledged uint64                   `json:"acknowledged"`
+	Wrong        int                      `json:"wrong"`
+	Held         time.Duration            `json:"held_ns"`          // how long the fault was in force
+	Stall        time.Duration            `json:"stall_ns"`         // longest time without an answer, of any volume
+	Slowest      map[string]time.Duration `json:"slowest_ns"`       // request, by kind
+	Back         time.Duration            `json:"back_ns"`          // from the end of the fault until all volumes acknowledge
+	OK           time.Duration            `json:"ok_ns"`            // from then until status is ok
+	Told         []string                 `json:"told,omitempty"`   // by status while the fault was in force
+	Left         []string                 `json:"left,omitempty"`   // by status last before it was ok
+	Errors       map[string]int           `json:"errors,omitempty"` // answers that were errors
 }
 
 // report is what a drill showed.
@@ -50,6 +50,11 @@ func (r *report) add(res result) {
 	line := fmt.Sprintf("drill: %-36s %6d acked, held %v, stall %v, back %v, ok %v", res.Fault, res.Acknowledged, ms(res.Held), ms(res.Stall), ms(res.Back), ms(res.OK))
 	if res.Note != "" {
 		line += "; " + res.Note
+	}
+	if res.Stall > 2*time.Second {
+		for kind, d := range res.Slowest {
+			line += fmt.Sprintf("; slowest %s %v", kind, ms(d))
+		}
 	}
 	if len(res.Errors) > 0 {
 		line += fmt.Sprintf("; errors %v", res.Errors)
