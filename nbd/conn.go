@@ -17,6 +17,9 @@ const (
 	// smallPayload is the largest READ that is gathered with other replies and the largest
 	// WRITE that is waited for in the receive buffer; larger ones get buffers of their own.
 	smallPayload = 64 << 10
+	// handOver is the length of a WRITE from which the next one is received while it is carried out,
+	// when the client has several in flight: the hop costs less than either of them.
+	handOver = 256 << 10
 	// maxBatch bounds the writes of one TryWriteBatch.
 	maxBatch = 32
 	// maxQueued is how many bytes of replies the client may leave untaken before the server

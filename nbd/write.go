@@ -61,7 +61,7 @@ func (c *conn) writeLarge(req *wire.Request, n int) error {
 		}
 		have += got
 	}
-	if c.batchable(req) {
+	if c.batchable(req) && (n < handOver || c.single > 0) {
 		c.gather(req, data)
 		if c.tryBatch() {
 			c.srv.pool.put(buf)

@@ -138,6 +138,9 @@ func (d *Driver) tickVolumes(now time.Time) {
 		if since != 0 && d.opts.DrainDelay >= 0 && now.UnixNano()-since > int64(d.opts.DrainDelay) {
 			v.age()
 		}
+		if v.buf.WantsNote() {
+			v.noteSynced()
+		}
 		if now.UnixNano()-v.lastUse.Load() > int64(readAheadIdle) {
 			v.ahead.dropAll()
 		}
@@ -145,6 +148,22 @@ func (d *Driver) tickVolumes(now time.Time) {
 	d.balanceMaps()
 	for _, e := range idle {
 		d.tasks.Go(func() { d.ignore(d.shut(context.WithoutCancel(d.ctx), e)) })
+	}
+}
+
+// noteSynced has the log note what is durable, if it has come to rest. Not here: the disk may be slow.
+func (v *Volume) noteSynced() {
+	if v.noting.Swap(true) {
+		return
+	}
+	started := v.spawn(func() {
+		defer v.noting.Store(false)
+		if err := v.buf.NoteSynced(); err != nil && v.ctx.Err() == nil {
+			v.log.Warn("the local log could not note what is durable", "error", err)
+		}
+	})
+	if !started {
+		v.noting.Store(false)
 	}
 }
 

@@ -65,6 +65,7 @@ type Volume struct {
 	garbage    []string     // objects to be deleted with the next commit, which alone uses it
 	readsWait  atomic.Bool  // readTrouble is set
 	settling   atomic.Bool  // a background sync of the log runs
+	noting     atomic.Bool  // the log writes its note
 	starved    atomic.Int32 // writes that found the file system full
 	lost       string       // what recovery could not bring back; "" for nothing. Set before use
 }

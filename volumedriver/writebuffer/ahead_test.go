@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -190,5 +191,60 @@ func TestAheadHidesNoLoss(t *testing.T) {
 	}
 	if _, _, _, err := tryOpen(opts); err == nil || !strings.Contains(err.Error(), "had been synced") {
 		t.Fatalf("open: %v", err)
+	}
+}
+
+// TestWriteOut never syncs: segments that have been closed for long are written out, each once, and
+// the newest ones are left alone.
+func TestWriteOut(t *testing.T) {
+	ctx := t.Context()
+	var mu sync.Mutex
+	begun := map[string]int64{}
+	news := make(chan struct{}, 1)
+	disk := vfs.NewFaulty(vfs.NewMem(vfs.MemOptions{}), func(c vfs.Call) error {
+		if c.Op == vfs.OpStartWrite {
+			mu.Lock()
+			begun[c.Path] += c.Length
+			mu.Unlock()
+			select {
+			case news <- struct{}{}:
+			default:
+			}
+		}
+		return nil
+	})
+	opts := testOptions(disk, newTestPool(t, PoolOptions{MemoryBytes: -1}), new(journal))
+	opts.Direct, opts.maxUnsynced = -1, 5*16*ClusterSize
+	b := create(t, opts)
+	r := rand.New(rand.NewPCG(1, 1))
+	const segments = 20
+	for range segments {
+		if err := b.Append(ctx, []Op{write(r, 0, 16)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for { // the Pool writes behind us
+		mu.Lock()
+		n := len(begun)
+		mu.Unlock()
+		if n >= segments-4 {
+			break
+		}
+		<-news
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for n := uint64(1); n <= segments; n++ {
+		seg := b.segment(n)
+		want := seg.size
+		if n > segments-4 {
+			want = 0
+		}
+		if got := begun[seg.path]; got != want {
+			t.Errorf("SCO %d: writing of %d bytes was begun, want %d of %d", n, got, want, seg.size)
+		}
+	}
+	if b.SyncedSeq() != 0 {
+		t.Error("writing out made something count as synced")
 	}
 }

@@ -47,6 +47,13 @@ type Buffer struct {
 	sync   syncState
 	rhythm rhythm
 
+	// note guards what NoteSynced knows; it writes a small file under it.
+	note struct {
+		sync.Mutex
+		seen  uint64
+		noted atomic.Uint64 // changed under the lock
+	}
+
 	openBytes atomic.Int64 // of the open SCO; for the Pool
 	pressed   atomic.Bool  // Pressure was called for the open SCO
 	waiters   []*waiter    // guarded by Pool.mu
@@ -172,7 +179,7 @@ func RemoveAll(ctx context.Context, fsys vfs.FS, dir string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, ok := parseSegmentName(f.Name()); !ok {
+		if _, ok := parseSegmentName(f.Name()); !ok && f.Name() != noteName {
 			continue
 		}
 		if err := fsys.Remove(dir + "/" + f.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -233,10 +240,12 @@ func (b *Buffer) closeSegment() {
 		b.dropUnsyncedLocked(seg)
 	}
 	free := b.retireLocked(seg)
+	late := b.lateLocked()
 	b.mu.Unlock()
 	if synced {
 		b.pool.files.adopt(seg)
 	}
+	b.pool.writeLate(b, late)
 	b.pool.enlist(b, free)
 	if entries != nil {
 		b.opts.Closed(seg.number)
@@ -436,6 +445,11 @@ func (b *Buffer) Close() error {
 			<-idle
 		}
 		b.sync.close()
+		b.note.Lock()
+		if err := b.noteLocked(b.synced.Load()); err != nil {
+			b.opts.Logger.Warn("no note of what was synced; a loss at the log's end would not be noticed", "err", err)
+		}
+		b.note.Unlock()
 		var errs []error
 		if b.tail.seg != nil {
 			b.releaseTail()

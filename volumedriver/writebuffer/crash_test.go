@@ -43,6 +43,9 @@ func workload(opts Options, seed uint64, steps int) (o owner, err error) {
 		case k < 10:
 			if err = b.Sync(ctx); err == nil {
 				o.synced = o.acked
+				if r.IntN(2) == 0 { // the second call finds the log at rest
+					err = errors.Join(b.NoteSynced(), b.NoteSynced())
+				}
 			}
 		case k == 10:
 			err = b.Rotate(ctx)

@@ -6,10 +6,9 @@ import (
 	"time"
 )
 
-// govern is the Pool's goroutine: it evicts, grants room to waiting writers, and asks
+// govern is a goroutine of the Pool: it evicts, grants room to waiting writers, and asks
 // volumes to drain.
 func (p *Pool) govern() {
-	defer close(p.done)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {

@@ -85,6 +85,8 @@ type Options struct {
 	// segment must be to get space ahead (default aheadMin/2, so that it costs at most as much again).
 	oftenSyncs int
 	aheadAfter int64
+	// Likewise: how much is kept in the page cache (default maxUnsynced).
+	maxUnsynced int64
 }
 
 // maxHeaderBytes bounds the headers of one segment, hence also its records: Clears fill no SCO.
@@ -108,6 +110,9 @@ func (o *Options) ensureDefaults() {
 	}
 	if o.aheadAfter == 0 {
 		o.aheadAfter = aheadMin / 2
+	}
+	if o.maxUnsynced == 0 {
+		o.maxUnsynced = maxUnsynced
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -43,7 +43,7 @@ type PoolStats struct {
 }
 
 // Pool bounds what the logs of a gateway's volumes take together. It is safe for
-// concurrent use. It has one goroutine, which ends with Close.
+// concurrent use. It has two goroutines, which end with Close.
 type Pool struct {
 	opts  PoolOptions
 	soft  int64
@@ -51,10 +51,11 @@ type Pool struct {
 
 	requests requestPool
 
-	kick chan struct{} // capacity 1: the governor has something to do
-	stop chan struct{}
-	done chan struct{}
-	once sync.Once
+	kick     chan struct{} // capacity 1: the governor has something to do
+	kickLate chan struct{} // capacity 1: there is something to write out
+	stop     chan struct{}
+	running  sync.WaitGroup // the goroutines
+	once     sync.Once
 
 	mu struct {
 		sync.Mutex
@@ -67,6 +68,7 @@ type Pool struct {
 		ring     []*Buffer // with waiting writers, in the order of their turns
 		waiting  int
 		cached   []evictable // oldest first
+		late     []evictable // to be written out
 		needed   bool        // a file system was full: evict beyond the limit
 		memory   int64
 		free     [][]byte // buffers for copies, all of the same size
@@ -102,15 +104,16 @@ func NewPool(opts PoolOptions) *Pool {
 	if opts.MemoryBytes == 0 {
 		opts.MemoryBytes = 96 << 20
 	}
-	p := &Pool{opts: opts, soft: int64(float64(opts.HardBytes) * opts.SoftFraction), kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	p := &Pool{opts: opts, soft: int64(float64(opts.HardBytes) * opts.SoftFraction), kick: make(chan struct{}, 1), kickLate: make(chan struct{}, 1), stop: make(chan struct{})}
 	p.files.max = opts.MaxFiles
 	p.mu.buffers = make(map[*Buffer]struct{})
 	p.mu.pacer.init(opts.HardBytes, p.soft)
-	go p.govern()
+	p.running.Go(p.govern)
+	p.running.Go(p.writeOuts)
 	return p
 }
 
-// Close ends the Pool's goroutine; its Buffers must be closed before. Idempotent.
+// Close ends the Pool's goroutines; its Buffers must be closed before. Idempotent.
 func (p *Pool) Close() error {
 	p.once.Do(func() {
 		p.mu.Lock()
@@ -118,7 +121,7 @@ func (p *Pool) Close() error {
 		p.mu.Unlock()
 		close(p.stop)
 	})
-	<-p.done
+	p.running.Wait()
 	return nil
 }
 

@@ -173,9 +173,14 @@ func (r *recovery) run(ctx context.Context, replay func(*Entry) error) error {
 	if r.seq < opts.FromSeq {
 		return fmt.Errorf("the log ends at record %d, the map is at %d (%s): %w", r.seq, opts.FromSeq, r.out.Cut, ErrCorrupt)
 	}
-	if r.cut != nil && r.synced > r.seq {
+	r.readNote()
+	if r.synced > r.seq {
 		if !opts.Salvage {
-			return fmt.Errorf("records %d..%d had been synced and are lost (%w): %w", r.seq+1, r.synced, r.cut, ErrCorrupt)
+			why := r.cut
+			if why == nil {
+				why = errors.New("the log ends before them")
+			}
+			return fmt.Errorf("records %d..%d had been synced and are lost (%w): %w", r.seq+1, r.synced, why, ErrCorrupt)
 		}
 		r.out.LostSynced = true
 	}
@@ -353,7 +358,7 @@ func (r *recovery) keep(file *segmentFile, found *scanned, replay func(*Entry) e
 			return fmt.Errorf("replay of SCO %x: %w", file.number, err)
 		}
 	}
-	seg := &segment{number: file.number, path: file.path, firstSeq: found.header.firstSeq, lastSeq: found.lastSeq, size: found.end,
+	seg := &segment{number: file.number, path: file.path, firstSeq: found.header.firstSeq, head: found.head, lastSeq: found.lastSeq, size: found.end,
 		state: stateClosed, entries: found.section}
 	seg.mu.runs, seg.mu.clusters = found.runs, found.clusters
 	seg.indexed.Store(true)
@@ -370,6 +375,11 @@ func (r *recovery) keep(file *segmentFile, found *scanned, replay func(*Entry) e
 // discard removes what does not count, durably, before anything new may be written.
 func (r *recovery) discard() error {
 	fsys := r.b.opts.FS
+	if r.out.LostSynced {
+		if err := dropNote(fsys, r.b.opts.Dir); err != nil {
+			return err
+		}
+	}
 	if r.cutFile != nil {
 		f, err := fsys.OpenFile(r.cutFile.path, os.O_RDWR, 0)
 		if err != nil {

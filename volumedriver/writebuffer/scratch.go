@@ -168,6 +168,7 @@ func (s *scratch) segmentHeader(b *Buffer) {
 	h := segmentHeader{version: segmentVersion, volume: b.opts.Volume, number: seg.number, epoch: b.opts.Epoch, firstSeq: seg.firstSeq, synced: s.synced, prev: s.chain}
 	head := s.take(headerSize)
 	s.chain = h.encode(head)
+	seg.head = s.chain
 	s.push(0, false, head)
 	s.size, s.heads = headerSize, headerSize
 }

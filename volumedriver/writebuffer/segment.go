@@ -16,6 +16,7 @@ type segment struct {
 	number   uint64
 	path     string
 	firstSeq uint64
+	head     uint32 // checksum of the header; set before the segment is listed
 
 	handle  atomic.Pointer[handle]
 	removed atomic.Bool // evicted: the file is gone, or goes
@@ -39,6 +40,7 @@ type segment struct {
 	uploaded   bool
 	enlisted   bool   // the Pool may evict it
 	evicting   bool   // somebody removes it, or has
+	writeOut   bool   // its writing out was asked for
 	entries    []byte // section for the TLog; of closed segments that are not disposable
 }
 
@@ -114,6 +116,7 @@ type scanned struct {
 	size     int64 // of the file
 	lastSeq  uint64
 	chain    uint32
+	head     uint32 // checksum of the header
 	synced   uint64
 	section  []byte
 	cut      error // why the good part ends before the file; nil: it does not
@@ -126,7 +129,7 @@ func scan(b []byte, size int64, verifyAfter uint64) (*scanned, error) {
 		return nil, err
 	}
 	var (
-		out     = &scanned{header: s.header, size: size}
+		out     = &scanned{header: s.header, head: s.chain, size: size}
 		section tlog.Section
 		sums    []uint32
 		r       record
