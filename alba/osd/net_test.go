@@ -3,9 +3,12 @@ package osd_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -247,4 +250,70 @@ func TestOtherVersion(t *testing.T) {
 	if err != nil || !bytes.Contains(b, []byte("version 9, this program speaks 1")) {
 		t.Errorf("answer %q, %v", b, err)
 	}
+}
+
+// TestRounds: small reads, which are done in rounds, get their own answers among large ones,
+// missing keys, wrong ranges and batches, all over one connection.
+func TestRounds(t *testing.T) {
+	st := open(t, "/osd", osd.Options{FS: vfs.NewMem(vfs.MemOptions{}), SegmentSize: 8 << 20})
+	addr, _ := serve(t, st, st.UUID(), osd.ServerOptions{MaxInFlight: 4})
+	c := osd.Dial(addr, st.UUID(), osd.ClientOptions{Connections: 1})
+	defer c.Close()
+	const keys, size = 16, 256 << 10
+	name := func(i int) []byte { return []byte{'k', byte(i)} }
+	for i := range keys {
+		if err := c.Apply(t.Context(), &osd.Batch{Puts: []osd.Put{{Key: name(i), Value: osdtest.Fill(uint64(i), size)}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	var wg sync.WaitGroup
+	for w := range 48 {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(seed, uint64(w)))
+			for range 40 {
+				if err := roundsStep(t, c, rnd, name, keys, size); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func roundsStep(t *testing.T, c *osd.Client, rnd *rand.Rand, name func(int) []byte, keys, size int) error {
+	if rnd.IntN(10) == 0 {
+		return c.Apply(t.Context(), &osd.Batch{Puts: []osd.Put{{Key: []byte{'w', byte(rnd.IntN(256))}, Value: osdtest.Fill(1, 8192)}}})
+	}
+	reads := make([]osd.Read, 1+rnd.IntN(4))
+	which := make([]int, len(reads))
+	for i := range reads {
+		blocks := 1 + rnd.IntN(2)
+		if rnd.IntN(8) == 0 {
+			blocks = size / osd.BlockSize // not small
+		}
+		which[i] = rnd.IntN(keys + 1) // the last one is missing
+		off := rnd.IntN(size/osd.BlockSize-blocks+1) * osd.BlockSize
+		reads[i] = osd.Read{Key: name(which[i]), Off: uint64(off), Buf: make([]byte, blocks*osd.BlockSize)}
+	}
+	if err := c.Read(t.Context(), reads); err != nil {
+		return err
+	}
+	for i, r := range reads {
+		if which[i] == keys {
+			if !errors.Is(r.Err, osd.ErrNotFound) {
+				return fmt.Errorf("a missing key gives %w", r.Err)
+			}
+			continue
+		}
+		if r.Err != nil {
+			return r.Err
+		}
+		if !bytes.Equal(r.Buf, osdtest.Fill(uint64(which[i]), size)[r.Off:int(r.Off)+len(r.Buf)]) {
+			return fmt.Errorf("key %d at %d: wrong bytes", which[i], r.Off)
+		}
+	}
+	return nil
 }

@@ -216,7 +216,8 @@ type serverConn struct {
 	greeted  bool
 	drain    bool
 
-	wmu sync.Mutex // one reply at a time
+	wmu        sync.Mutex // one reply at a time
+	writeUntil time.Time  // write deadline; under wmu
 }
 
 func (c *serverConn) serve() {
@@ -253,20 +254,19 @@ func (c *serverConn) deadline(d time.Duration) error {
 func (c *serverConn) read() error {
 	r := bufio.NewReaderSize(c.nc, 64<<10)
 	var buf []byte
+	var small round
+	defer c.run(&small)
 	greeted := false
 	for {
-		wait := c.s.opts.IdleTimeout
-		if !greeted {
-			wait = min(wait, c.s.opts.IOTimeout)
-		}
-		if err := c.deadline(wait); err != nil {
-			return err
-		}
-		if _, err := r.Peek(1); err != nil {
-			return err
-		}
-		if err := c.deadline(c.s.opts.IOTimeout); err != nil {
-			return err
+		if small.isFull() || !isWhole(r) {
+			c.run(&small)
+			wait := c.s.opts.IdleTimeout
+			if !greeted {
+				wait = min(wait, c.s.opts.IOTimeout)
+			}
+			if err := c.await(r, wait); err != nil {
+				return err
+			}
 		}
 		limit := uint32(maxFrame)
 		if !greeted {
@@ -297,24 +297,68 @@ func (c *serverConn) read() error {
 			c.s.mu.Unlock()
 			continue
 		}
-		select {
-		case c.slots <- struct{}{}:
-		case <-c.ctx.Done():
-			return c.ctx.Err()
+		if typ == msgRead && tail == 0 {
+			reads, sizes := decodeReads(d)
+			if err := d.Finish(); err != nil {
+				return err
+			}
+			if isSmall(sizes) {
+				small.add(id, reads, sizes)
+				continue
+			}
+			large := new(round)
+			large.add(id, reads, sizes)
+			c.run(&small) // before waiting for anything
+			if err := c.start(func() { c.run(large) }); err != nil {
+				return err
+			}
+			continue
+		}
+		c.run(&small)
+		if tail > 0 {
+			if err := c.deadline(c.s.opts.IOTimeout); err != nil {
+				return err
+			}
 		}
 		run, err := c.request(r, typ, tail, d)
 		if err != nil {
-			<-c.slots
 			return err
 		}
-		c.wg.Go(func() {
-			run(id)
-			<-c.slots
-		})
+		if err := c.start(func() { run(id) }); err != nil {
+			return err
+		}
 		if cap(buf) > 256<<10 {
 			buf = nil
 		}
 	}
+}
+
+// await waits for the next message, and allows its time for the rest of it.
+func (c *serverConn) await(r *bufio.Reader, wait time.Duration) error {
+	if isWhole(r) {
+		return nil
+	}
+	if err := c.deadline(wait); err != nil {
+		return err
+	}
+	if _, err := r.Peek(1); err != nil || isWhole(r) {
+		return err
+	}
+	return c.deadline(c.s.opts.IOTimeout)
+}
+
+// start runs f in a goroutine, when fewer than MaxInFlight do.
+func (c *serverConn) start(f func()) error {
+	select {
+	case c.slots <- struct{}{}:
+	case <-c.ctx.Done():
+		return c.ctx.Err()
+	}
+	c.wg.Go(func() {
+		f()
+		<-c.slots
+	})
+	return nil
 }
 
 func (c *serverConn) hello(id uint64, d *frame.Decoder) error {
@@ -338,17 +382,7 @@ func (c *serverConn) reply(id uint64, typ uint8, err error, body func([]byte) ([
 		b, tail = body(b)
 	}
 	endMessage(b, msgReply+typ, tail)
-	bufs := append(net.Buffers{b}, tail...)
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	werr := c.nc.SetWriteDeadline(time.Now().Add(c.s.opts.IOTimeout))
-	if werr == nil {
-		_, werr = bufs.WriteTo(c.nc)
-	}
-	if werr != nil {
-		c.cancel()
-		_ = c.nc.Close() // the reader notices
-	}
+	c.send(append(net.Buffers{b}, tail...))
 }
 
 // request decodes a request and reads its tail. An error ends the connection; what is wrong with the
@@ -361,8 +395,6 @@ func (c *serverConn) request(r io.Reader, typ uint8, tail uint64, d *frame.Decod
 	switch typ {
 	case msgApply:
 		return c.apply(r, tail, d)
-	case msgRead:
-		return c.reads(d)
 	case msgList:
 		from, to, limit := decodeBound(d), decodeBound(d), int(d.U32())
 		return func(id uint64) {
@@ -436,29 +468,4 @@ func (c *serverConn) applyChecked(b *Batch, assertSums [][]uint32) error {
 		}
 	}
 	return c.s.store.Apply(c.ctx, b)
-}
-
-func (c *serverConn) reads(d *frame.Decoder) (func(id uint64), error) {
-	reads, sizes := decodeReads(d)
-	if err := d.Finish(); err != nil {
-		return nil, err
-	}
-	need := slabSize(sizes)
-	if err := c.s.mem.Acquire(c.ctx, need); err != nil {
-		return nil, err
-	}
-	return func(id uint64) {
-		slab := c.s.slabs.get(need)
-		defer func() {
-			c.s.slabs.put(slab)
-			c.s.mem.Release(need)
-		}()
-		rest := slab
-		for i, n := range sizes {
-			reads[i].Buf = rest[:n:n]
-			rest = rest[alignUp(int64(n)):]
-		}
-		err := c.s.store.Read(c.ctx, reads)
-		c.reply(id, msgRead, err, func(b []byte) ([]byte, [][]byte) { return appendReadResults(b, reads) })
-	}, nil
 }
