@@ -87,10 +87,13 @@ func (s *session) spread(ctx context.Context, sh shape, base, short string, roun
 	return s.onceOn(ctx, sh.t, r, round, load{uris: sh.uris, size: sh.size}, distinct)
 }
 
+// drainAll drains volumes, all at the same time, and waits for it.
 func (s *scoria) drainAll(ctx context.Context, volumes []string) error {
-	for _, v := range volumes {
-		if err := s.run(ctx, "volume", "drain", v); err != nil {
-			return err
+	for _, how := range [][]string{nil, {"--wait"}} {
+		for _, v := range volumes {
+			if err := s.run(ctx, append([]string{"volume", "drain", v}, how...)...); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

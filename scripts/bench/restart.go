@@ -50,7 +50,7 @@ func (s *session) restarts(ctx context.Context, remote bool) (err error) {
 		if err := s.restarted(ctx, sys, t, "restart-killed", round, dirty); err != nil {
 			return err
 		}
-		if err := sys.run(ctx, "volume", "drain", "bench"); err != nil {
+		if err := sys.run(ctx, "volume", "drain", "bench", "--wait"); err != nil {
 			return err
 		}
 	}
