@@ -27,6 +27,10 @@ type Options struct {
 	// other connections wait for memory that it holds, replies that are not taken. Default
 	// 60 s; negative: never.
 	StallTimeout time.Duration
+	// PressureTimeout is what StallTimeout becomes for a connection that holds memory for which
+	// others wait: it may be long for a client that harms nobody but itself. Default 5 s, at
+	// most StallTimeout.
+	PressureTimeout time.Duration
 
 	// MaxConns bounds connections of all listeners; more are closed at once. Default 8192.
 	MaxConns int
@@ -59,6 +63,10 @@ func (o *Options) ensureDefaults() {
 	def(&o.HandshakeTimeout, 30*time.Second)
 	def(&o.OpenTimeout, time.Minute)
 	def(&o.StallTimeout, time.Minute)
+	def(&o.PressureTimeout, 5*time.Second)
+	if o.PressureTimeout > o.StallTimeout {
+		o.PressureTimeout = o.StallTimeout
+	}
 	def(&o.MaxConns, 8192)
 	def(&o.MaxHandshakes, 256)
 	def(&o.MaxRequests, 128)

@@ -116,7 +116,6 @@ func (o *outbox) pushLocked() {
 		o.spare, o.spareSeg = nil, nil
 		o.mu.Unlock()
 		err := o.write(small, segs)
-		o.written.Add(uint64(n))
 		for i, s := range segs {
 			o.drop(s)
 			segs[i] = segment{}
@@ -155,14 +154,14 @@ func (o *outbox) drop(s segment) {
 var errShortWrite = errors.New("short write")
 
 func (o *outbox) write(small []byte, segs []segment) error {
-	if len(segs) == 0 || len(segs) == 1 && len(small) == 0 {
-		b := small
-		if len(segs) == 1 {
-			b = segs[0].b
-		}
-		n, err := o.nc.Write(b)
-		if err == nil && n < len(b) {
-			err = errShortWrite
+	total := len(small)
+	for _, s := range segs {
+		total += len(s.b)
+	}
+	if len(segs) == 0 || total == len(small) || len(small) == 0 && len(segs) == 1 || total > pieceSize {
+		err := o.writePieces(small)
+		for i := 0; i < len(segs) && err == nil; i++ {
+			err = o.writePieces(segs[i].b)
 		}
 		return err
 	}
@@ -176,5 +175,26 @@ func (o *outbox) write(small []byte, segs []segment) error {
 	o.vec = o.vecStore
 	_, err := o.vec.WriteTo(o.nc)
 	clear(o.vecStore)
+	o.written.Add(uint64(total))
 	return err
+}
+
+// pieceSize is how much is written at once, so that a client that takes a long reply slowly is
+// seen to take it.
+const pieceSize = 1 << 20
+
+func (o *outbox) writePieces(b []byte) error {
+	for len(b) > 0 {
+		piece := b[:min(len(b), pieceSize)]
+		n, err := o.nc.Write(piece)
+		if err == nil && n < len(piece) {
+			err = errShortWrite
+		}
+		if err != nil {
+			return err
+		}
+		o.written.Add(uint64(n))
+		b = b[n:]
+	}
+	return nil
 }

@@ -41,6 +41,13 @@ func (q *quota) take(jobs, bytes int64, wait bool) bool {
 	return false
 }
 
+// holds reports whether the connection holds memory.
+func (q *quota) holds() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.bytes > 0
+}
+
 func (q *quota) give(jobs, bytes int64) {
 	q.mu.Lock()
 	q.jobs.Add(-jobs)

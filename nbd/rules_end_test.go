@@ -372,13 +372,14 @@ func TestTimeouts(t *testing.T) {
 	})
 }
 
-// A connection that holds all memory and does not take its replies is ended when another
-// one needs the memory.
+// A connection that holds memory and does not take its replies is ended soon when another one
+// needs the memory, also while it waits for more itself; one that takes them slowly is not, and
+// without need none is.
 func TestStalledHolderOfMemoryIsEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := nbdtest.NewMemory(1 << 20)
+		m := nbdtest.NewMemory(4 << 20)
 		srv, err := nbd.NewServer(nbd.Options{Exports: nbd.ExportMap{"disk": {Name: "disk", Device: m}},
-			MaxPayload: 1 << 20, MaxConnBytes: 2 << 20, MaxBytes: 2 << 20, StallTimeout: 10 * time.Second})
+			MaxPayload: 4 << 20, MaxConnBytes: 8 << 20, MaxBytes: 16 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -395,24 +396,48 @@ func TestStalledHolderOfMemoryIsEnded(t *testing.T) {
 			}
 			return c
 		}
-		bad, good := open(), open()
 		m.Decline(true)
-		for range 2 {
-			bad.Queue(wire.CmdRead, 0, 0, 1<<20, nil)
+		ask := func(reads int) *nbdtest.Client {
+			c := open()
+			for range reads {
+				c.Queue(wire.CmdRead, 0, 0, 4<<20, nil)
+			}
+			if err := c.Send(); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			return c
 		}
-		if err := bad.Send(); err != nil {
-			t.Fatal(err)
-		}
+		ask(2)         // takes none
+		slow := ask(1) // will take it, a piece at a time
+		ask(1)
 		time.Sleep(time.Hour)
-		if s := srv.Stats(); s.Connections != 2 || s.BytesFree != 0 {
+		if s := srv.Stats(); s.Connections != 3 || s.BytesFree != 0 {
 			t.Fatalf("without need: %+v", s)
 		}
+		done := make(chan error)
+		go func() {
+			p := make([]byte, 1<<20)
+			for range 4 {
+				if _, err := io.ReadFull(slow.Conn, p); err != nil {
+					done <- err
+					return
+				}
+				time.Sleep(4 * time.Second)
+			}
+			done <- nil
+		}()
+		time.Sleep(time.Millisecond)
 		start := time.Now()
-		if err := good.ReadAt(make([]byte, 1<<20), 0); err != nil {
+		good := open()
+		if err := good.ReadAt(make([]byte, 4<<20), 0); err != nil {
 			t.Fatal(err)
 		}
-		if d := time.Since(start); d > 20*time.Second {
+		if d := time.Since(start); d > 7*time.Second {
 			t.Errorf("took %v", d)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("the slow client: %v", err)
 		}
 		srv.Close()
 		wg.Wait()

@@ -5,7 +5,7 @@ import "time"
 // watch ends connections that have been idle or stalled for too long.
 func (s *Server) watch() {
 	every := time.Duration(0)
-	for _, d := range []time.Duration{s.opts.IdleTimeout, s.opts.StallTimeout} {
+	for _, d := range []time.Duration{s.opts.IdleTimeout, s.opts.StallTimeout, s.opts.PressureTimeout} {
 		if d > 0 && (every == 0 || d/4 < every) {
 			every = d / 4
 		}
@@ -53,16 +53,20 @@ func (c *conn) overdue(now time.Time, pressed bool) bool {
 	}
 	since := now.Sub(c.seenAt)
 	idle, stall := c.srv.opts.IdleTimeout, c.srv.opts.StallTimeout
-	if c.inDevice.Load() > 0 {
+	untaken := c.out.pending() > 0
+	if c.inDevice.Load() > 0 && !untaken {
 		c.seenAt = now // the device's turn, not the client's
 		return false
 	}
-	untaken := c.out.pending() > 0
+	pressed = pressed && c.quot.holds()
+	if pressed {
+		stall = c.srv.opts.PressureTimeout
+	}
 	switch {
-	case c.rcv.partial.Load():
+	case c.rcv.partial.Load() || untaken && (pressed || c.ending.Load()):
 		return stall > 0 && since >= stall
 	case untaken:
-		return stall > 0 && since >= stall && (pressed || c.ending.Load())
+		return false
 	}
 	return idle > 0 && since >= idle
 }
