@@ -433,6 +433,40 @@ func TestNamespaceRemoval(t *testing.T) {
 	}
 }
 
+// TestUnreadableAgainReadable: an object is listed as unreadable only as long as it is that.
+func TestUnreadableAgainReadable(t *testing.T) {
+	cl := albatest.New(t, albatest.Config{Client: clientOptions()})
+	ns := cl.Namespace("v")
+	fill(t, cl, ns, 2, 1<<20)
+	rot := func(name string) { // and once more: as it was
+		m := cl.Manifest(ns, name)
+		for f, fr := range m.Chunks[0].Fragments[:3] {
+			k := alba.FragmentKey{Namespace: ns, ObjectID: m.ObjectID, Fragment: uint8(f), Version: fr.Version}
+			if !cl.ByID(fr.OSD).Corrupt(k.Bytes(alba.KeyData), 0) {
+				t.Fatalf("%s: no fragment %d", name, f)
+			}
+		}
+	}
+	rot("o000")
+	rot("o001")
+	a := newAgent(t, cl, maintenance.Options{})
+	if err := a.RunOnce(t.Context(), maintenance.TaskScrub); !errors.Is(err, alba.ErrUnreadable) {
+		t.Fatalf("scrub: %v", err)
+	}
+	run(t, a, maintenance.TaskRepair)
+	if u := a.Status().Unreadable; len(u) != 2 {
+		t.Fatalf("unreadable: %v", u)
+	}
+	rot("o000")
+	if err := cl.Client.Apply(t.Context(), ns, alba.Txn{Fence: 1, Deletes: []string{"o001"}}); err != nil {
+		t.Fatal(err)
+	}
+	run(t, a, maintenance.TaskRepair)
+	if u := a.Status().Unreadable; len(u) != 0 {
+		t.Fatalf("still unreadable: %v", u)
+	}
+}
+
 func TestUnreadableIsListed(t *testing.T) {
 	cl := albatest.New(t, albatest.Config{OSDs: 7, Client: clientOptions()})
 	ns := cl.Namespace("v")

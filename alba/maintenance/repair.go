@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sync"
 	"time"
@@ -58,6 +59,7 @@ func (a *Agent) repair(ctx context.Context, w *world) error {
 	if err := r.upgrade(ctx, infos, usable(w.osds, leaving)); err != nil {
 		errs = append(errs, err)
 	}
+	a.reconsider(ctx)
 	a.update(TaskRepair, func(s *TaskStatus) { s.Left = weakObjects(infos) + r.left })
 	if err := a.retire(ctx, w, infos); err != nil {
 		errs = append(errs, err)
@@ -237,6 +239,31 @@ func (r *repairRound) object(ctx context.Context, ns metadata.NamespaceID, m *me
 	}
 	a.update(TaskRepair, func(s *TaskStatus) { s.Failed++ })
 	return err
+}
+
+// reconsidered is how many of the objects that are listed as unreadable are looked at again in a round.
+const reconsidered = 4
+
+// reconsider looks again at objects that are listed as unreadable: disks come back (it was the
+// cable), objects are deleted or replaced. The list shall tell what is, not what has been.
+func (a *Agent) reconsider(ctx context.Context) {
+	list := a.Status().Unreadable
+	for _, u := range list[:min(len(list), reconsidered)] {
+		m, err := a.opts.Client.Stat(ctx, u.Namespace, u.Name)
+		if err == nil && m.ObjectID == u.ObjectID {
+			_, err = a.opts.Client.Get(ctx, u.Namespace, u.Name, int(m.Size))
+		}
+		switch {
+		case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, metadata.ErrNotFound):
+			a.readableAgain(u.ObjectID)
+		case errors.Is(err, alba.ErrUnreadable): // to the end of the list: others get their turn
+			a.readableAgain(u.ObjectID)
+			a.unreadable(u)
+		}
+		if m != nil && a.limit[TaskRepair].wait(ctx, int64(m.Size)) != nil {
+			return
+		}
+	}
 }
 
 // retire ends the life of disks that are leaving or lost once they hold nothing any more.

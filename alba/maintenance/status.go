@@ -77,7 +77,7 @@ func (a *Agent) unreadable(o UnreadableObject) {
 	}
 }
 
-// readableAgain forgets objects that were repaired after all.
+// readableAgain forgets objects that can be read after all, or are no more.
 func (a *Agent) readableAgain(id metadata.ObjectID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

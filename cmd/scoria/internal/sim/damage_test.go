@@ -19,6 +19,7 @@ import (
 // damage is what a disk does to data behind the back of its server. It outlives processes.
 type damage struct {
 	mu       sync.Mutex
+	all      bool               // nothing can be read
 	lost     int                // so many writes are answered and not done
 	misplace int                // ... are done elsewhere in the file
 	bad      map[string][]int64 // unreadable blocks of files, by offset
@@ -50,9 +51,19 @@ func (d *damage) write(name string, off int64, n int) int64 {
 	return off
 }
 
+// setAll makes all data unreadable, or readable again.
+func (d *damage) setAll(on bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.all = on
+}
+
 func (d *damage) read(name string, off int64, n int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.all {
+		return fmt.Errorf("read %s at %d: %w", name, off, syscall.EIO)
+	}
 	for _, b := range d.bad[name] {
 		if b < off+int64(n) && off < b+badBlock {
 			return fmt.Errorf("read %s at %d: %w", name, off, syscall.EIO)

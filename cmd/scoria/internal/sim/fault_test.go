@@ -46,6 +46,8 @@ var faults = []fault{
 		}
 		w.net.CutAfter(from, to, r.IntN(40_000))
 	}},
+	{"clients cut off", 4, 0, cutClients},
+	{"disk servers away for long", 2, 0, awayForLong},
 	{"link slow", 3, 30 * time.Second, slowLink},
 	{"partition", 5, 30 * time.Second, partition},
 	{"metadata down", 4, 20 * time.Second, metaDown},
@@ -137,6 +139,24 @@ func rackLosesPower(w *world, e event, r *rand.Rand) {
 		e.For = time.Duration(r.ExpFloat64() * float64(90*time.Second))
 		w.crashDisk(w.disks[(first+i)%len(w.disks)], lossMode(r), e, r)
 	}
+}
+
+// awayForLong takes disk servers away for longer than repair waits for them: more of them than the policy bears, at times.
+func awayForLong(w *world, e event, r *rand.Rand) {
+	for i := range 1 + r.IntN(len(w.disks)-1) {
+		e.For = 2*time.Minute + time.Duration(r.Int64N(int64(6*time.Minute)))
+		w.crashDisk(w.disks[(e.Host+i)%len(w.disks)], vfs.CrashKept, e, r)
+	}
+}
+
+// cutClients resets the connections of all clients, at once or at some byte of the next message.
+func cutClients(w *world, _ event, r *rand.Rand) {
+	w.clientsCut.now()
+	if r.IntN(2) == 0 {
+		w.net.Cut(clientHost, gatewayHost)
+		return
+	}
+	w.net.CutAfter(clientHost, gatewayHost, r.IntN(100_000))
 }
 
 func (w *world) crashDisk(d *disk, mode vfs.CrashMode, e event, r *rand.Rand) {

@@ -32,6 +32,7 @@ var finalChecks = []finalCheck{
 	{"index, buckets and counters of the namespace manager", (*world).checkAudit},
 	{"fragments: all there, nothing else there (C5)", (*world).checkFragments},
 	{"content after the loss of the gateway's disk", (*world).checkFromStore},
+	{"damage beyond what policies bear", (*world).checkBeyond},
 }
 
 // checkContent: each volume holds exactly what its clients have written.

@@ -20,7 +20,7 @@ import (
 //	SCORIA_SIM_FOR     run seeds for this time
 //	SCORIA_SIM_EVENTS  of the plan keep these events only, as "3,7"; "none"
 //	SCORIA_SIM_OPS     of each client keep so many operations
-//	SCORIA_SIM_SURVEY  go on after a failure, and look for no smaller plan
+//	SCORIA_SIM_SURVEY  look for no smaller plan of one that fails; end there ("first") or go on
 //	SCORIA_SIM_LOG     log to standard error
 const (
 	envSeed   = "SCORIA_SIM_SEED"
@@ -98,8 +98,8 @@ func (s *totals) run(t *testing.T, seed uint64) bool {
 		return true
 	}
 	t.Errorf("%v\n%s%s", out.err, p.describe(), p.replay())
-	if os.Getenv(envSurvey) != "" {
-		return true
+	if s := os.Getenv(envSurvey); s != "" {
+		return s != "first"
 	}
 	small, smallErr := shrink(t, p)
 	t.Errorf("smallest plan that was found to fail: %v\n%sreplay: %s", smallErr, small.describe(), small.replay())

@@ -168,6 +168,10 @@ func (l *lane) broken(err error) {
 		return
 	}
 	var refused *nbdtest.RequestError
+	if !errors.As(err, &refused) && l.cut() { // a read, a flush: nothing to settle
+		l.disconnect()
+		return
+	}
 	if !errors.As(err, &refused) || w.gw.dying() { // the gateway died, or will be found dead
 		l.disconnect()
 		w.note("connections lost", 1)
@@ -291,6 +295,33 @@ func (l *lane) done(err error, fua bool) error {
 	return nil
 }
 
+// sure asks again, over a new connection, for what was under way when the network cut the old
+// one, as the kernel's client does. The first request may have been done, or may be done late.
+func (l *lane) sure(do func() error) error {
+	for {
+		err := do()
+		var refused *nbdtest.RequestError
+		if err == nil || errors.As(err, &refused) || !l.cut() {
+			return err
+		}
+		for l.disconnect(); l.dev == nil; {
+			if !l.cut() || l.v.w.ctx.Err() != nil {
+				return err
+			}
+			if l.connect() != nil {
+				sleep(100 * time.Millisecond)
+			}
+		}
+		l.v.w.note("requests sent again", 1)
+	}
+}
+
+// cut tells that a broken connection is the network's doing: the gateway that it led to lives.
+func (l *lane) cut() bool {
+	w := l.v.w
+	return time.Since(w.clientsCut.load()) < 30*time.Second && l.boot == w.gw.boots.Load() && !w.gw.dying()
+}
+
 func (l *lane) write(ctx context.Context) error {
 	clusters := 12
 	if l.r.IntN(8) == 0 {
@@ -303,7 +334,7 @@ func (l *lane) write(ctx context.Context) error {
 	fua := l.r.IntN(8) == 0
 	l.model.Write(off, p)
 	l.begin()
-	return l.done(l.dev.WriteAt(ctx, p, l.base+off, fua), fua)
+	return l.done(l.sure(func() error { return l.dev.WriteAt(ctx, p, l.base+off, fua) }), fua)
 }
 
 func (l *lane) zero(ctx context.Context) error {
@@ -311,7 +342,7 @@ func (l *lane) zero(ctx context.Context) error {
 	fua, noHole := l.r.IntN(8) == 0, l.r.IntN(2) == 0
 	l.model.Zero(off, length)
 	l.begin()
-	return l.done(l.dev.WriteZeroes(ctx, l.base+off, length, noHole, fua), fua)
+	return l.done(l.sure(func() error { return l.dev.WriteZeroes(ctx, l.base+off, length, noHole, fua) }), fua)
 }
 
 func (l *lane) trim(ctx context.Context) error {
@@ -322,7 +353,7 @@ func (l *lane) trim(ctx context.Context) error {
 	}
 	l.model.Zero(first*cluster, (end-first)*cluster)
 	l.begin()
-	return l.done(l.dev.Trim(ctx, l.base+off, length, false), false)
+	return l.done(l.sure(func() error { return l.dev.Trim(ctx, l.base+off, length, false) }), false)
 }
 
 func (l *lane) read(ctx context.Context) error {
