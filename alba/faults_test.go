@@ -357,7 +357,7 @@ func TestHedge(t *testing.T) {
 	}
 	id := cl.Manifest(ns, "o").Chunks[0].Fragments[0].OSD
 	cl.ByID(id).SetHang(osdtest.OpRead, true)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	b := make([]byte, 8192)
 	if err := cl.Client.Read(ctx, ns, []alba.Slice{{Name: "o", Off: 4096, Data: b}}); err != nil || !bytes.Equal(b, want[4096:12288]) {

@@ -29,7 +29,7 @@ func (w *world) raw() net.Conn {
 	nc, err := net.Dial("unix", w.addr)
 	w.must(err)
 	w.t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	nc.SetDeadline(time.Now().Add(time.Minute))
 	return nc
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 func TestWriteReadReopen(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	store := volumetest.NewStore()
 	reg := volumetest.NewRegistry(store)

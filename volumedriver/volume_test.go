@@ -35,7 +35,7 @@ type rig struct {
 // newRig starts a gateway in which nothing happens unless it is asked for.
 func newRig(t *testing.T, change ...func(o *volumedriver.Options)) *rig {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	t.Cleanup(cancel)
 	r := &rig{t: t, ctx: ctx, store: volumetest.NewStore(), fs: vfs.NewMem(vfs.MemOptions{})}
 	r.reg = volumetest.NewRegistry(r.store)

@@ -83,7 +83,7 @@ func open(t testing.TB, o Options) *Node {
 
 func waitLeader(t testing.TB, n *Node) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if err := n.WaitLeader(ctx); err != nil {
 		t.Fatal(err)

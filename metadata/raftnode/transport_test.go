@@ -149,7 +149,7 @@ func TestPartition(t *testing.T) {
 	leader := anyLeader(t, nodes, -1)
 	put(t, nodes[leader], "k", "old")
 	network.Cut(peers[leader].Addr, true)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if _, err := nodes[leader].Apply(ctx, command(t, 1, fsm.RequestID{}, "k", "minority")); !errors.Is(err, metadata.ErrUnavailable) {
 		t.Fatalf("a command of the minority: %v", err)
@@ -208,7 +208,7 @@ func TestIsolatedLeaderDoesNotAnswer(t *testing.T) {
 	leader := anyLeader(t, nodes, -1)
 	put(t, nodes[leader], "k", "v")
 	network.Cut(peers[leader].Addr, true)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := nodes[leader].Read(ctx, func(fsm.Reader) error { return nil }); !errors.Is(err, metadata.ErrUnavailable) {
 		t.Fatalf("a read of a leader that nobody hears: %v", err)

@@ -74,7 +74,7 @@ func (r *rig) stop() {
 	}
 	s := r.sys
 	r.sys = nil
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := s.Close(ctx); err != nil {
 		r.t.Errorf("close: %v", err)
@@ -95,7 +95,7 @@ func (r *rig) create(name string, size uint64) {
 
 func (r *rig) drain(name string) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := r.sys.Drain(ctx, name, true, func(admin.DrainProgress) {}); err != nil {
 		r.t.Fatalf("drain %s: %v; problems %q", name, err, r.status().Problems)
@@ -153,7 +153,7 @@ func (r *rig) maintain(what string, done func() bool) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 2*time.Minute)
 	defer cancel()
 	var last error
 	for ctx.Err() == nil {
@@ -163,7 +163,7 @@ func (r *rig) maintain(what string, done func() bool) {
 			return
 		}
 	}
-	r.t.Fatalf("%s: not after 20 s of maintenance; last error %v, problems %q", what, last, r.status().Problems)
+	r.t.Fatalf("%s: not after two minutes of maintenance; last error %v, problems %q", what, last, r.status().Problems)
 }
 
 // fill writes the content that belongs to (seed, block number) into p.
