@@ -22,6 +22,7 @@ type owner struct {
 	mapSeq     uint64 // durable map
 	disposable uint64
 	created    bool
+	ahead      uint64 // zeroes that were written ahead of the end
 }
 
 // workload appends, syncs, rotates, uploads and evicts as a seed says, until an error comes.
@@ -66,6 +67,7 @@ func workload(opts Options, seed uint64, steps int) (o owner, err error) {
 			return o, err
 		}
 	}
+	o.ahead = b.Stats().AheadBytes
 	return o, nil
 }
 
@@ -144,8 +146,12 @@ func TestCrashEverywhere(t *testing.T) {
 	pool := newTestPool(t, PoolOptions{MemoryBytes: -1})
 	for seed := range seeds {
 		complete := new(journal)
-		if _, err := workload(testOptions(vfs.NewMem(vfs.MemOptions{}), pool, complete), seed, steps); err != nil {
+		whole, err := workload(testOptions(vfs.NewMem(vfs.MemOptions{}), pool, complete), seed, steps)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if whole.ahead == 0 {
+			t.Fatalf("seed %d: no zeroes ahead of the end, so no crash meets them", seed)
 		}
 		want := complete.list()
 		points := int64(0)
