@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -230,6 +231,38 @@ func TestPowerLossRebuildsState(t *testing.T) {
 	n = open(t, o)
 	if a, b := get(t, n, "before"), get(t, n, "after"); a != "1" || b != "2" {
 		t.Fatalf("after power loss: %q, %q", a, b)
+	}
+}
+
+// TestTornStateIsNotTrusted: a sector of the state file is lost where nothing but the value of
+// a key shows it. The node knows that the machine went down, and takes nothing of the file.
+func TestTornStateIsNotTrusted(t *testing.T) {
+	dir := t.TempDir()
+	o := soloOptions(dir)
+	o.bootID = "first"
+	n := open(t, o)
+	value := strings.Repeat("value!!!", 400)
+	put(t, n, "k", value)
+	image := t.TempDir()
+	if err := os.CopyFS(image, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(image, stateFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.LastIndex(b, []byte(value)) + 1000
+	if at < 1000 {
+		t.Fatal("the value is not in the state file")
+	}
+	clear(b[at : at+512])
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.Dir, o.bootID = image, "second"
+	if got := get(t, open(t, o), "k"); got != value {
+		t.Fatal("the torn value is read")
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 )
@@ -23,6 +24,26 @@ func TestMutantsApply(t *testing.T) {
 			t.Errorf("there are two mutants %s", m.Name)
 		}
 		seen[m.Name] = true
+	}
+}
+
+// RESULT.md, which TRUST.md points at, tells of the mutants that there are, and of no survivor.
+func TestResultIsOfThisTable(t *testing.T) {
+	b, err := os.ReadFile("RESULT.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := strings.Count(string(b), "\n| ") - 1 // but for the head
+	for _, m := range mutants() {
+		if !strings.Contains(string(b), "\n| "+m.Name+" | "+m.Contract+" |") {
+			t.Errorf("RESULT.md does not have %s: run make mutants", m.Name)
+		}
+	}
+	if n := len(mutants()); rows != n {
+		t.Errorf("RESULT.md has %d rows, the table %d: run make mutants", rows, n)
+	}
+	if strings.Contains(string(b), notKilled) {
+		t.Error("RESULT.md has a survivor")
 	}
 }
 

@@ -32,6 +32,9 @@ func report(o *options, results []Result) error {
 	return errors.Join(errs...)
 }
 
+// notKilled stands in the table where a test should be named.
+const notKilled = "**not killed**"
+
 // markdown is the results as a table.
 func markdown(results []Result) string {
 	var b strings.Builder
@@ -45,7 +48,7 @@ func markdown(results []Result) string {
 	b.WriteString("| mutant | contract | what it breaks | killed by | s |\n|---|---|---|---|---|\n")
 	for i := range results {
 		r := &results[i]
-		by := "**not killed**"
+		by := notKilled
 		if r.Killed {
 			by = "`" + r.Package + "` " + r.By
 		}

@@ -13,7 +13,7 @@ var bufferMutants = []Mutant{
 	{
 		Name: "hard-limit-ignored", Contract: "C7", Breaks: "the local log grows beyond its limit",
 		File: "volumedriver/writebuffer/pool.go",
-		Old:  "	if p.mu.total+n > p.opts.HardBytes && p.mu.dirty > 0 {\n", New: "	if p.mu.total+n > p.opts.HardBytes && n < 0 {\n",
+		Old:  "	if p.mu.total+n > p.opts.HardBytes && p.mu.dirty > 0 {\n", New: "	if p.mu.total+n > 2*p.opts.HardBytes && p.mu.dirty > 0 {\n",
 		Package: bufferDir, Tests: "^TestHardLimitIsFair$",
 	},
 	{

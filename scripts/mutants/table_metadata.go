@@ -110,7 +110,7 @@ var metadataMutants = []Mutant{
 		Name: "unsynced-state-trusted", Contract: "C3", Breaks: "the state file is taken as it is after a power loss",
 		File: "metadata/raftnode/dir.go",
 		Old:  "	return string(b) == d.bootID, nil\n", New: "	return len(b) > 0, nil\n",
-		Package: raftDir, Tests: "^TestPowerLossEverywhere$",
+		Package: raftDir, Tests: "^TestTornStateIsNotTrusted$",
 	},
 	{
 		Name: "snapshot-claims-later-index", Contract: "C3", Breaks: "a restored snapshot claims commands that it does not hold, so they are passed over",

@@ -12,12 +12,6 @@ var volumeMutants = []Mutant{
 		Package: "volumedriver/clustermap", Tests: "^TestExtentsSkipSubtrees$",
 	},
 	{
-		Name: "trim-walks-all-pages", Contract: "C8", Breaks: "TRIM of a range goes down to each page of it",
-		File: "volumedriver/clustermap/update.go",
-		Old:  "	if from <= base && to >= base+span(level) {\n", New: "	if from <= base && to >= base+span(level) && level == 0 {\n",
-		Package: "volumedriver/clustermap", Tests: "^TestUpdatesDoNotRead$",
-	},
-	{
 		Name: "records-applied-in-wrong-order", Contract: "C3", Breaks: "the records of a batch are applied to the map last one first",
 		File: "volumedriver/volume.go",
 		Old: `	for i := range entries {
