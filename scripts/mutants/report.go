@@ -44,7 +44,7 @@ func markdown(results []Result) string {
 			killed++
 		}
 	}
-	fmt.Fprintf(&b, "# Mutants\n\nWritten by `make mutants`: %d mutants, %d killed. TRUST.md says what this is.\n\n", len(results), killed)
+	fmt.Fprintf(&b, "# Mutants\n\nWhat `make mutants` found: %d mutants, %d killed. TRUST.md says what this is.\n\n", len(results), killed)
 	b.WriteString("| mutant | contract | what it breaks | killed by | s |\n|---|---|---|---|---|\n")
 	for i := range results {
 		r := &results[i]

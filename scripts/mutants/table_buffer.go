@@ -79,7 +79,7 @@ var bufferMutants = []Mutant{
 	{
 		Name: "lost-flush-is-silent", Contract: "C2", Breaks: "recovery takes damaged flushed records for a torn end",
 		File: "volumedriver/writebuffer/recover.go",
-		Old:  "	if r.cut != nil && r.synced > r.seq {\n", New: "	if r.cut != nil && r.synced > r.seq && r.seq == 0 {\n",
+		Old:  "	if r.synced > r.seq {\n		if !opts.Salvage {\n", New: "	if r.synced > r.seq && r.seq == 0 {\n		if !opts.Salvage {\n",
 		Package: bufferDir, Tests: "^TestDamage$",
 	},
 	{
