@@ -1,10 +1,11 @@
-// Command drill runs a real Scoria, of one process or of several, under load, and does to it
-// what bad days do: it kills and stops processes, cuts and silences networks, fills disks,
-// removes and damages what is on them. After each fault every volume is compared with the
-// history of its writes: nothing acknowledged may be lost by a kill (C1), without its write buffer a
-// volume is a prefix that has all that was drained (C3), no read ever returns wrong bytes (C6),
-// `scoria status` tells each degraded state while it lasts and is ok again afterwards, and
-// nobody waits longer than is documented. It ends with a report.
+// Command drill runs a real Scoria, of one process, of several, or in a guest, under load, and
+// does to it what bad days do: it kills and stops processes, cuts and silences networks, fills
+// disks, makes them slow or fail, removes and damages what is on them, cuts the power and sets the
+// clock. After each fault every volume is compared with the history of its writes: nothing
+// acknowledged may be lost by a kill (C1), nothing flushed by a loss of power (C2), without its write
+// buffer a volume is a prefix that has all that was drained (C3), no read ever returns wrong bytes
+// (C6), `scoria status` tells each degraded state while it lasts and is ok again afterwards, and nobody
+// waits longer than is documented. It ends with a report.
 package main
 
 import (
