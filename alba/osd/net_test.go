@@ -261,8 +261,10 @@ func TestRounds(t *testing.T) {
 	defer c.Close()
 	const keys, size = 16, 256 << 10
 	name := func(i int) []byte { return []byte{'k', byte(i)} }
+	var values [][]byte
 	for i := range keys {
-		if err := c.Apply(t.Context(), &osd.Batch{Puts: []osd.Put{{Key: name(i), Value: osdtest.Fill(uint64(i), size)}}}); err != nil {
+		values = append(values, osdtest.Fill(uint64(i), size))
+		if err := c.Apply(t.Context(), &osd.Batch{Puts: []osd.Put{{Key: name(i), Value: values[i]}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -273,7 +275,7 @@ func TestRounds(t *testing.T) {
 		wg.Go(func() {
 			rnd := rand.New(rand.NewPCG(seed, uint64(w)))
 			for range 40 {
-				if err := roundsStep(t, c, rnd, name, keys, size); err != nil {
+				if err := roundsStep(t, c, rnd, name, values); err != nil {
 					t.Error(err)
 					return
 				}
@@ -283,7 +285,8 @@ func TestRounds(t *testing.T) {
 	wg.Wait()
 }
 
-func roundsStep(t *testing.T, c *osd.Client, rnd *rand.Rand, name func(int) []byte, keys, size int) error {
+func roundsStep(t *testing.T, c *osd.Client, rnd *rand.Rand, name func(int) []byte, values [][]byte) error {
+	keys, size := len(values), len(values[0])
 	if rnd.IntN(10) == 0 {
 		return c.Apply(t.Context(), &osd.Batch{Puts: []osd.Put{{Key: []byte{'w', byte(rnd.IntN(256))}, Value: osdtest.Fill(1, 8192)}}})
 	}
@@ -311,7 +314,7 @@ func roundsStep(t *testing.T, c *osd.Client, rnd *rand.Rand, name func(int) []by
 		if r.Err != nil {
 			return r.Err
 		}
-		if !bytes.Equal(r.Buf, osdtest.Fill(uint64(which[i]), size)[r.Off:int(r.Off)+len(r.Buf)]) {
+		if !bytes.Equal(r.Buf, values[which[i]][r.Off:int(r.Off)+len(r.Buf)]) {
 			return fmt.Errorf("key %d at %d: wrong bytes", which[i], r.Off)
 		}
 	}
