@@ -78,6 +78,7 @@ func (o *opening) open(ctx context.Context) error {
 	o.buf = writebuffer.Options{
 		FS: o.d.opts.FS, Dir: filepath.Join(o.v.dir, "log"), Pool: o.d.pool, Volume: o.v.id, Epoch: o.rec.Epoch,
 		SCOClusters: o.d.opts.SCOClusters, Salvage: o.salvage,
+		Direct:  -1, // what is to be uploaded soon is better in the page cache than on the disk alone
 		Applied: o.v.applied, Closed: o.v.closedSCO, Pressure: o.v.pressure,
 		SpaceWait: o.d.opts.SpaceWait, Logger: o.v.log,
 	}
