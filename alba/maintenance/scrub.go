@@ -173,7 +173,10 @@ func (a *Agent) repairKeys(ctx context.Context, info *spaceInfo, id metadata.OSD
 		case errors.Is(err, metadata.ErrAssertFailed):
 			err = nil
 		case errors.Is(err, alba.ErrUnreadable):
+			// It is listed, and no error of the scrub, which would begin anew in each round and
+			// never get behind it.
 			a.unreadable(UnreadableObject{info.ID, live[oid].Name, oid, err.Error()})
+			err = nil
 		}
 		errs = append(errs, err)
 	}

@@ -23,7 +23,7 @@ func (w *world) sample() {
 	}
 	w.checkEpochs()
 	w.judgeDamage()
-	if w.gw.up && !w.held.Load() && w.gw.gone() { // nobody else may have noticed
+	if !w.held.Load() && w.gw.up && w.gw.gone() { // nobody else may have noticed
 		w.takeGateway()
 		w.endGateway(w.nextLoss, false, w.nextDown, rand.New(rand.NewPCG(w.plan.Seed, uint64(time.Since(w.start)))))
 	}

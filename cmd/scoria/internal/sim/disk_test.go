@@ -114,8 +114,9 @@ func (d *disk) start() error {
 		d.up = false
 		return errors.Join(err, s.Close())
 	}
-	d.store, d.srv, d.ended = s, osd.NewServer(s, d.uuid, osd.ServerOptions{Logger: d.w.log}), make(chan error, 1)
-	go func() { d.ended <- d.srv.Serve(ln) }()
+	srv, ended := osd.NewServer(s, d.uuid, osd.ServerOptions{Logger: d.w.log}), make(chan error, 1)
+	d.store, d.srv, d.ended = s, srv, ended
+	go func() { ended <- srv.Serve(ln) }()
 	return nil
 }
 

@@ -3,8 +3,10 @@ package sim
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"scoria/alba/maintenance"
 	"scoria/alba/osd"
 	"scoria/cmd/scoria/internal/system"
+	"scoria/internal/simnet"
 	"scoria/internal/vfs"
 	"scoria/metadata"
 	"scoria/metadata/abm"
@@ -31,9 +34,16 @@ const (
 // gateway is the process with the NBD server, the volume driver, the ALBA client and maintenance.
 type gateway struct {
 	machine
-	sys   *system.System
-	lose  atomic.Int32 // answers of metadata that are lost
-	proc  atomic.Pointer[process]
+	sys  *system.System
+	lose atomic.Int32 // answers of metadata that are lost
+	proc atomic.Pointer[process]
+	out  *dialer
+}
+
+// dialer is a process' way to the disk servers. It ends with the process.
+type dialer struct {
+	host  *simnet.Host
+	dead  *atomic.Bool
 	mu    sync.Mutex
 	conns map[string]*osd.Client
 }
@@ -67,7 +77,7 @@ func (g *gateway) start(ctx context.Context, k int64, r *rand.Rand) error {
 		g.dieAt(k, r)
 	}
 	g.lose.Store(0)
-	g.conns = map[string]*osd.Client{}
+	g.out = &dialer{host: g.w.net.Host(g.host), dead: g.dead, conns: map[string]*osd.Client{}}
 	ln, err := g.w.net.Host(g.host).Listen(gatewayAddr)
 	if err != nil {
 		return err
@@ -80,7 +90,7 @@ func (g *gateway) start(ctx context.Context, k int64, r *rand.Rand) error {
 	a.host, n.host = g.w.meta.abm, g.w.meta.nsm
 	sys, err := system.Join(ctx, system.Config{Logger: g.w.log.With("host", g.host)}, system.Parts{
 		Gateway: "gw-1", Dir: "/gateway", NBD: []net.Listener{ln},
-		ABM: abm.NewService(a), NSM: nsm.NewService(n), OSD: g.dialer(dead),
+		ABM: abm.NewService(a), NSM: nsm.NewService(n), OSD: g.out.open,
 		Client: alba.Options{
 			BlockCacheBytes: 1 << 20, ManifestCacheBytes: 256 << 10, ReadTimeout: 3 * time.Second, WriteTimeout: 8 * time.Second,
 			OSDRefresh: 3 * time.Second, NamespaceRefresh: 10 * time.Second, TagFlush: 5 * time.Second, UploadBytes: 8 << 20, ReadBytes: 8 << 20,
@@ -104,37 +114,37 @@ func (g *gateway) start(ctx context.Context, k int64, r *rand.Rand) error {
 	return nil
 }
 
-// dialer connects to disk servers over the network, as long as the process lives.
-func (g *gateway) dialer(dead *atomic.Bool) func(metadata.OSD) (osd.API, error) {
-	host := g.w.net.Host(g.host)
-	return func(o metadata.OSD) (osd.API, error) {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		key := o.Addr + " " + o.UUID
-		if c := g.conns[key]; c != nil {
-			return c, nil
-		}
-		c := osd.Dial(o.Addr, o.UUID, osd.ClientOptions{DialTimeout: 2 * time.Second, IOTimeout: 5 * time.Second,
-			Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-				if dead.Load() {
-					return nil, fmt.Errorf("dial %s: this process is dead", addr)
-				}
-				nc, err := host.DialContext(ctx, "sim", addr)
-				if err == nil && dead.Load() {
-					_ = nc.Close()
-					return nil, fmt.Errorf("dial %s: this process is dead", addr)
-				}
-				return nc, err
-			}})
-		g.conns[key] = c
+// open returns a client of a disk server. It connects only as long as the process lives.
+func (d *dialer) open(o metadata.OSD) (osd.API, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := o.Addr + " " + o.UUID
+	if c := d.conns[key]; c != nil {
 		return c, nil
 	}
+	c := osd.Dial(o.Addr, o.UUID, osd.ClientOptions{DialTimeout: 2 * time.Second, IOTimeout: 5 * time.Second, Dial: d.dial})
+	d.conns[key] = c
+	return c, nil
 }
 
-func (g *gateway) closeConns() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, c := range g.conns {
+func (d *dialer) dial(ctx context.Context, addr string) (net.Conn, error) {
+	errDead := fmt.Errorf("dial %s: this process is dead", addr)
+	if d.dead.Load() {
+		return nil, errDead
+	}
+	nc, err := d.host.DialContext(ctx, "sim", addr)
+	if err == nil && d.dead.Load() {
+		_ = nc.Close()
+		return nil, errDead
+	}
+	return nc, err
+}
+
+func (d *dialer) close() {
+	d.mu.Lock()
+	list := slices.Collect(maps.Values(d.conns))
+	d.mu.Unlock()
+	for _, c := range list { // not under the lock: closing waits, and virtual time with it
 		_ = c.Close()
 	}
 }
@@ -145,7 +155,7 @@ func (g *gateway) stop(ctx context.Context) error {
 		return nil
 	}
 	err := g.sys.Close(ctx)
-	g.closeConns()
+	g.out.close()
 	g.up = false
 	g.dead.Store(true)
 	return err
@@ -159,7 +169,7 @@ func (g *gateway) kill(mode vfs.CrashMode, r *rand.Rand) {
 	g.die()
 	g.machine.lose(mode, r)
 	sys := g.sys
-	g.closeConns()
+	g.out.close()
 	g.w.ghosts.Go(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()

@@ -371,7 +371,7 @@ func (w *world) startDisk(d *disk) {
 }
 
 // gatewayUp tells whether the gateway serves, and nobody is stopping or starting it.
-func (w *world) gatewayUp() bool { return w.gw.up && !w.held.Load() && !w.gw.gone() }
+func (w *world) gatewayUp() bool { return !w.held.Load() && w.gw.up && !w.gw.gone() }
 
 // gone tells that the process has died.
 func (m *machine) gone() bool { return m.dead.Load() || m.fs.Crashed() }
