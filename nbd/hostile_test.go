@@ -170,7 +170,7 @@ func (p pipeConn) LocalAddr() net.Addr              { return nil }
 // back and leaves the rest of the device alone.
 func FuzzSession(f *testing.F) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 20 {
+	for range 40 { // a third of them with extended headers
 		f.Add(mangle(rnd, 200)) // short ones, for the fuzzer mutates byte by byte
 	}
 	m := nbdtest.NewMemory(1 << 16)
