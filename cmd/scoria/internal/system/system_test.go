@@ -41,6 +41,11 @@ func TestLife(t *testing.T) {
 	r.check(c, 1, 1536, 512)
 	v, err := r.sys.Volume(t.Context(), "v")
 	must(t, err)
+	for v.Clients > 1 && t.Context().Err() == nil { // what was left over is drained by one of the system's own
+		r.drain("v")
+		v, err = r.sys.Volume(t.Context(), "v")
+		must(t, err)
+	}
 	if v.State != "open" || v.Mapped != 8<<20 || v.Clients != 1 {
 		t.Errorf("volume %+v", v)
 	}
