@@ -151,7 +151,7 @@ func awayForLong(w *world, e event, r *rand.Rand) {
 
 // cutClients resets the connections of all clients, at once or at some byte of the next message.
 func cutClients(w *world, _ event, r *rand.Rand) {
-	w.clientsCut.now()
+	w.clientsCut.Store(true)
 	if r.IntN(2) == 0 {
 		w.net.Cut(clientHost, gatewayHost)
 		return

@@ -319,7 +319,7 @@ func (l *lane) sure(do func() error) error {
 // cut tells that a broken connection is the network's doing: the gateway that it led to lives.
 func (l *lane) cut() bool {
 	w := l.v.w
-	return time.Since(w.clientsCut.load()) < 30*time.Second && l.boot == w.gw.boots.Load() && !w.gw.dying()
+	return w.clientsCut.Load() && l.boot == w.gw.boots.Load() && !w.gw.dying()
 }
 
 func (l *lane) write(ctx context.Context) error {

@@ -64,7 +64,7 @@ type world struct {
 	nextDown     time.Duration
 	nextRecovery int64
 	deleting     atomic.Int32         // volumes
-	clientsCut   instant              // when clients lost their connections last
+	clientsCut   atomic.Bool          // some have lost their connections, or will at some byte
 	hurt         map[string]time.Time // disks with damage that may not be healed
 	wiped        bool                 // the gateway's disk was lost
 	phase        phase
@@ -79,12 +79,6 @@ const (
 	healing phase = 1 // what is scheduled is done at once
 	healed  phase = 2
 )
-
-// instant is a time that many look at.
-type instant struct{ ns atomic.Int64 }
-
-func (i *instant) load() time.Time { return time.Unix(0, i.ns.Load()) }
-func (i *instant) now()            { i.ns.Store(time.Now().UnixNano()) }
 
 // lockedRand decides about small things (how long an operation of a slow disk takes) in an
 // order that the Go scheduler has a part in.
@@ -407,7 +401,7 @@ func (w *world) expectDeath(l *lane, cause error) {
 		case w.gw.gone():
 			w.takeGateway()
 			w.endGateway(w.nextLoss, false, w.nextDown, rand.New(rand.NewPCG(w.plan.Seed, uint64(time.Now().UnixNano()))))
-		case boot == w.gw.boots.Load() && !l.v.gone.Load() && time.Since(w.clientsCut.load()) > time.Minute:
+		case boot == w.gw.boots.Load() && !l.v.gone.Load() && !w.clientsCut.Load():
 			w.fail(fmt.Errorf("volume %s, client %d: the connection broke, though the gateway lives: %w", l.v.name, l.n, cause))
 		}
 	})
