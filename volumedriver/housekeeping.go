@@ -121,7 +121,7 @@ func (d *Driver) tickVolumes(now time.Time) {
 			v.touch(now)
 		}
 		if e.refs == 0 && d.opts.IdleDelay >= 0 && now.UnixNano()-v.lastUse.Load() > int64(d.opts.IdleDelay) &&
-			v.dirtySince.Load() == 0 {
+			v.dirtySince.Load() == 0 && v.lost == "" { // a loss is told for as long as this gateway runs
 			e.going = true
 			idle = append(idle, e)
 		}

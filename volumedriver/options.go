@@ -32,7 +32,7 @@ type Options struct {
 	Uploads        int           // SCOs on their way to the object store at a time, over all volumes; default 4
 	ReadAheadBytes int64         // memory for read-ahead, over all volumes; default 64 MiB; negative: none
 	DrainDelay     time.Duration // dirty data older than this is drained; default 30 s; negative: only when it must
-	IdleDelay      time.Duration // a drained volume that nobody has open is closed after this; default 60 s; negative: never
+	IdleDelay      time.Duration // a drained volume that nobody has open and that lost nothing is closed after this; default 60 s; negative: never
 	Lease          time.Duration // of ownership; renewed at a third of it; default 30 s
 	OpenTimeout    time.Duration // longest opening of a volume; default 60 s
 	SpaceWait      time.Duration // how long a write waits on a full local file system before ENOSPC; default 30 s; negative: not

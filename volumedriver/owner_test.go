@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"scoria/volumedriver"
@@ -152,4 +153,32 @@ func TestIdleClose(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
+}
+
+// TestLossStaysTold: what a volume lost with its local log is told for as long as the gateway
+// runs, also when nobody uses the volume any more; others are closed when they are idle.
+func TestLossStaysTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *volumedriver.Options) { o.IdleDelay = time.Second })
+		h := r.volume("lost", 1<<20)
+		r.must(h.WriteAt(r.ctx, pattern(1, 0, cluster), 0, true))
+		lost := h.ID()
+		r.restart(true)
+		h = r.open("lost")
+		if s := r.status(h); s.Lost == "" {
+			t.Error("the loss is not told")
+		}
+		r.must(h.Close())
+		h = r.volume("other", 1<<20)
+		other := h.ID()
+		r.must(h.Close())
+		time.Sleep(time.Minute)
+		if s, open := r.d.Status(lost); !open || s.Lost == "" {
+			t.Errorf("a minute later the loss is not told any more (open: %v)", open)
+		}
+		if _, open := r.d.Status(other); open {
+			t.Error("an idle volume that lost nothing is still open")
+		}
+		r.must(r.d.Close(r.ctx))
+	})
 }
