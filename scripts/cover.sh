@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 mkdir -p build
 go build -o build/cover ./scripts/cover
 set +e
-go test -json -timeout 10m -coverprofile=build/coverage.out ./... 2>build/test.err | build/cover -profile build/coverage.out
+go test -json -timeout 5m -coverprofile=build/coverage.out ./... 2>build/test.err | build/cover -profile build/coverage.out
 rc=("${PIPESTATUS[@]}")
 set -e
 cat build/test.err >&2

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"scoria/internal/frame"
 	"scoria/internal/vfs"
 	"scoria/metadata"
@@ -22,6 +24,7 @@ const (
 	lockFile    = "LOCK"
 	nodeFile    = "NODE"
 	logFile     = "raft.db"
+	newLogFile  = "raft.db.new" // until the node file is there
 	stateFile   = "state.db"
 	markerFile  = "state.open"
 	snapshotDir = "snapshots"
@@ -105,6 +108,9 @@ func openDir(o *Options) (d *dir, err error) {
 		}
 	}()
 	if fresh {
+		if err := d.makeLog(); err != nil {
+			return nil, fmt.Errorf("make log: %w", err)
+		}
 		n := nodeInfo{Kind: o.Machine.Kind(), ID: o.ID, Created: time.Now()}
 		if err := vfs.WriteFile(fsys, d.file(nodeFile), encodeNode(n), 0o600); err != nil {
 			return nil, fmt.Errorf("write %s: %w", d.file(nodeFile), err)
@@ -130,9 +136,44 @@ func (d *dir) checkEmpty() error {
 		return fmt.Errorf("list metadata directory: %w", err)
 	}
 	for _, e := range entries {
-		if name := e.Name(); name != lockFile && name != "lost+found" && !strings.HasPrefix(name, nodeFile) {
+		if name := e.Name(); name != lockFile && name != newLogFile && name != "lost+found" && !strings.HasPrefix(name, nodeFile) {
 			return fmt.Errorf("%s has no %s file, but %q in it: give an empty directory, or restore the file: %w", d.path, nodeFile, name, ErrForeign)
 		}
+	}
+	return nil
+}
+
+// makeLog makes an empty log for a node that is being made, under another name.
+func (d *dir) makeLog() error {
+	if err := removeIfThere(d.file(newLogFile)); err != nil {
+		return err
+	}
+	db, err := bbolt.Open(d.file(newLogFile), 0o600, &bbolt.Options{Timeout: boltTimeout}) // syncs what it makes
+	if err != nil {
+		return err
+	}
+	return db.Close()
+}
+
+// placeLog gives a new log its name. It was synced before the node file was written, so that
+// a log that is torn, empty or not there is damage, and never one that is still being made: a
+// voter that began again with an empty log would have forgotten its votes and entries.
+func (d *dir) placeLog() error {
+	path := d.file(logFile)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := vfs.OS.Rename(d.file(newLogFile), path); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s was lost: bring it back, or start with an empty directory: %w", path, metadata.ErrCorrupt)
+		} else if err != nil {
+			return fmt.Errorf("name the log: %w", err)
+		}
+		return vfs.OS.SyncDir(d.path)
+	}
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	if info.Size() == 0 {
+		return fmt.Errorf("%s is empty: bring it back, or start with an empty directory: %w", path, metadata.ErrCorrupt)
 	}
 	return nil
 }

@@ -140,6 +140,9 @@ func (n *Node) electNow() error {
 func (n *Node) openLog() (err error) {
 	path := n.dir.file(logFile)
 	opts := &bbolt.Options{Timeout: boltTimeout, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: 1 << 30, NoStatistics: true}
+	if err := n.dir.placeLog(); err != nil {
+		return err
+	}
 	db, err := openBolt(path, opts) // once for ourselves: damage becomes an error
 	if err != nil {
 		return err
@@ -233,7 +236,7 @@ const soloAddr = "solo"
 
 // bootstrap makes the first configuration of a new cluster.
 func (n *Node) bootstrap(cfg *raft.Config, logs raft.LogStore, snaps raft.SnapshotStore) error {
-	has, err := raft.HasExistingState(logs, n.logs, snaps)
+	has, err := n.bootstrapped(logs, snaps)
 	if err != nil {
 		return fmt.Errorf("read log: %w", err)
 	}
@@ -247,10 +250,36 @@ func (n *Node) bootstrap(cfg *raft.Config, logs raft.LogStore, snaps raft.Snapsh
 			servers = append(servers, raft.Server{ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Addr)})
 		}
 	}
-	if err := raft.BootstrapCluster(cfg, logs, n.logs, snaps, n.transport, raft.Configuration{Servers: servers}); err != nil {
+	// raft.BootstrapCluster writes the term first, and refuses to go on where power was lost behind that.
+	entry := &raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(raft.Configuration{Servers: servers})}
+	if err := n.logs.SetUint64(keyCurrentTerm, 1); err != nil {
+		return fmt.Errorf("make a new cluster: %w", err)
+	}
+	if err := logs.StoreLog(entry); err != nil {
 		return fmt.Errorf("make a new cluster: %w", err)
 	}
 	return nil
+}
+
+// keyCurrentTerm is where Raft keeps its term.
+var keyCurrentTerm = []byte("CurrentTerm")
+
+// bootstrapped tells whether the node has a past. Term 1 without any entry is none: that is a
+// bootstrap without its second half, since elections begin with term 2.
+func (n *Node) bootstrapped(logs raft.LogStore, snaps raft.SnapshotStore) (bool, error) {
+	last, err := logs.LastIndex()
+	if err != nil {
+		return false, err
+	}
+	list, err := snaps.List()
+	if err != nil {
+		return false, err
+	}
+	term, err := n.logs.GetUint64(keyCurrentTerm)
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return false, err
+	}
+	return last > 0 || len(list) > 0 || term > 1, nil
 }
 
 // run makes snapshots when they are due, and stops Raft when the machine has halted.

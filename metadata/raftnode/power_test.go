@@ -3,6 +3,7 @@
 package raftnode
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"scoria/internal/vfs"
 	"scoria/metadata/fsm"
@@ -161,7 +163,9 @@ func checkPower(t *testing.T, m *vfs.Mem, from string, acked int, mode vfs.Crash
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
-	if err := n.WaitLeader(t.Context()); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // ends what would hang
+	defer cancel()
+	if err := n.WaitLeader(ctx); err != nil {
 		return err
 	}
 	applied := 0
@@ -183,11 +187,11 @@ func checkPower(t *testing.T, m *vfs.Mem, from string, acked int, mode vfs.Crash
 	if applied == 0 {
 		return nil
 	}
-	sum, err := n.Apply(t.Context(), powerCommand(t, applied)) // a retry
+	sum, err := n.Apply(ctx, powerCommand(t, applied)) // a retry
 	if err != nil || binary.BigEndian.Uint64(sum) != uint64(applied) {
 		return fmt.Errorf("retry of command %d: %v, %w", applied, sum, err)
 	}
-	if sum, err = n.Apply(t.Context(), powerCommand(t, applied+1)); err != nil || binary.BigEndian.Uint64(sum) != uint64(applied+1) {
+	if sum, err = n.Apply(ctx, powerCommand(t, applied+1)); err != nil || binary.BigEndian.Uint64(sum) != uint64(applied+1) {
 		return fmt.Errorf("next command: %v, %w", sum, err)
 	}
 	return nil

@@ -200,8 +200,8 @@ func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 func (s *fsmSnapshot) Release() { _ = s.tx.Rollback() } // a read transaction's end cannot fail
 
 // syncedSnapshots is Raft's store of snapshot files with what it leaves out: it syncs the files
-// and the directory of all snapshots, but not that of a snapshot, so that a
-// power loss may leave it empty after the log was shortened.
+// and the directory of all snapshots, but not that of a snapshot. A power loss could leave one
+// with its name but without its files, after older ones were removed and the log was shortened.
 type syncedSnapshots struct {
 	raft.SnapshotStore
 	dir string
@@ -212,17 +212,29 @@ func (s syncedSnapshots) Create(version raft.SnapshotVersion, index, term uint64
 	if err != nil {
 		return nil, err
 	}
-	return syncedSink{sink, filepath.Join(s.dir, sink.ID())}, nil
+	return &syncedSink{sink, filepath.Join(s.dir, sink.ID()+".tmp"), false}, nil
 }
 
 type syncedSink struct {
 	raft.SnapshotSink
-	dir string // of the finished snapshot
+	dir  string // until the snapshot is finished and gets its name
+	done bool
 }
 
-func (s syncedSink) Close() error {
-	if err := s.SnapshotSink.Close(); err != nil {
-		return err
+// Close syncs the directory before it gets its name; the files in it have theirs from the start.
+// Raft closes once more, and closes what was cancelled.
+func (s *syncedSink) Close() error {
+	if s.done {
+		return nil
 	}
-	return vfs.OS.SyncDir(s.dir)
+	s.done = true
+	if err := vfs.OS.SyncDir(s.dir); err != nil {
+		return errors.Join(fmt.Errorf("sync snapshot: %w", err), s.Cancel())
+	}
+	return s.SnapshotSink.Close()
+}
+
+func (s *syncedSink) Cancel() error {
+	s.done = true
+	return s.SnapshotSink.Cancel()
 }

@@ -62,25 +62,24 @@ func openStore(d *dir, kind string) (s *store, rebuilt string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	if intact {
-		err := s.open(path)
-		if err == nil {
-			return s, "", d.markOpen()
-		}
-		if !errors.Is(err, metadata.ErrCorrupt) {
-			return nil, "", err
-		}
-		rebuilt = err.Error()
-	} else {
+	if !intact {
 		rebuilt = "the machine went down while it was in use"
+		if err := removeIfThere(path); err != nil {
+			return nil, "", fmt.Errorf("remove torn state: %w", err)
+		}
 	}
+	// Before the file is written to, and after a torn one is gone: never is the file torn and marked with this boot.
+	if err := d.markOpen(); err != nil {
+		return nil, "", err
+	}
+	if err = s.open(path); err == nil || !errors.Is(err, metadata.ErrCorrupt) {
+		return s, rebuilt, err
+	}
+	rebuilt = err.Error()
 	if err := removeIfThere(path); err != nil {
 		return nil, "", fmt.Errorf("remove damaged state: %w", err)
 	}
-	if err := s.open(path); err != nil {
-		return nil, "", err
-	}
-	return s, rebuilt, d.markOpen()
+	return s, rebuilt, s.open(path)
 }
 
 // open opens the file, and prepares it when it is new.

@@ -77,6 +77,9 @@ func run(in io.Reader, out io.Writer, profile string) (failed bool, err error) {
 				skipped = append(skipped, fmt.Sprintf("  %s %s: %s", e.Package, e.Test, reason(output[key])))
 			}
 			delete(output, key)
+			if e.Test == "" {
+				printUnfinished(out, output, e)
+			}
 		case "build-fail":
 			failed = true
 		}
@@ -101,6 +104,17 @@ func printOutput(out io.Writer, e event, lines []string) {
 	for _, l := range lines {
 		if e.Test != "" || strings.HasPrefix(l, "ok ") || strings.HasPrefix(l, "FAIL") || strings.HasPrefix(l, "panic") || e.Action == "fail" {
 			fmt.Fprint(out, l) //nolint:errcheck // the terminal
+		}
+	}
+}
+
+// printUnfinished prints what tests said that had not ended with their package: a hung test,
+// with the stacks of all goroutines.
+func printUnfinished(out io.Writer, output map[string][]string, e event) {
+	for _, key := range slices.Sorted(maps.Keys(output)) {
+		if pkg, test, _ := strings.Cut(key, "\x00"); pkg == e.Package && e.Action == "fail" {
+			fmt.Fprintf(out, "--- UNFINISHED: %s\n%s", test, strings.Join(output[key], "")) //nolint:errcheck // the terminal
+			delete(output, key)
 		}
 	}
 }

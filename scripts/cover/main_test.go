@@ -53,6 +53,11 @@ func TestFailures(t *testing.T) {
 {"Action":"output","Package":"scoria/nbd","Output":"FAIL\tscoria/nbd\t0.1s\n"}
 {"Action":"fail","Package":"scoria/nbd"}
 `,
+		"hung": `{"Action":"run","Package":"scoria/nbd","Test":"TestA"}
+{"Action":"output","Package":"scoria/nbd","Test":"TestA","Output":"panic: test timed out: the cause\n"}
+{"Action":"output","Package":"scoria/nbd","Output":"FAIL\tscoria/nbd\t600.1s\n"}
+{"Action":"fail","Package":"scoria/nbd"}
+`,
 		"build": `{"ImportPath":"scoria/nbd","Action":"build-output","Output":"the cause\n"}
 {"ImportPath":"scoria/nbd","Action":"build-fail"}
 {"Action":"output","Package":"scoria/nbd","Output":"FAIL\tscoria/nbd [build failed]\n"}
