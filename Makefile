@@ -54,8 +54,8 @@ soak: ## the same for SOAK (1h), every second batch under the race detector
 drill: build ## fault drills on running systems for DRILL_SECONDS (600); the report is build/drill.json
 	@scripts/drill.sh $(DRILL_SECONDS)
 
-mutants: ## break every contract on purpose and see that tests notice
-	@scripts/mutants.sh
+mutants: ## break every contract on purpose and see that tests notice; MUTANT_SECONDS=n: as much as that allows, then go on next time
+	@scripts/mutants.sh $(MUTANT_SECONDS)
 
 cover: ## tests with coverage by tree
 	@scripts/cover.sh

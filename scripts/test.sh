@@ -20,7 +20,7 @@ if [ "${SCORIA_STRESS_SECONDS:-45}" -gt 0 ]; then
 	part "bounded stress" scripts/stress.sh "${SCORIA_STRESS_SECONDS:-45}"
 fi
 if [ "${SCORIA_MUTANT_SECONDS:-20}" -gt 0 ]; then
-	part "sample of the mutation check" scripts/mutants.sh "${SCORIA_MUTANT_SECONDS:-20}"
+	part "sample of the mutation check" scripts/mutants.sh sample "${SCORIA_MUTANT_SECONDS:-20}"
 fi
 if [ -x bin/scoria ]; then
 	part "end-to-end smoke" scripts/e2e/run.sh smoke

@@ -24,10 +24,9 @@ import (
 func main() {
 	var o options
 	flag.StringVar(&o.match, "run", "", "only mutants whose name or file matches this regular expression")
-	flag.DurationVar(&o.budget, "budget", 0, "begin no mutant after this time: a sample; 0 runs all")
+	flag.DurationVar(&o.budget, "budget", 0, "begin no mutant after this time; 0: no limit")
 	flag.IntVar(&o.start, "start", 0, "begin with this mutant of the table, counted round and round; each run of CI takes another")
-	flag.StringVar(&o.json, "json", "", "write the results to this file")
-	flag.StringVar(&o.markdown, "markdown", "", "write them as a table for people to this file")
+	flag.StringVar(&o.table, "table", "", "keep the results in this file, and run only those mutants of which it does not tell how they fare with the sources as they are")
 	flag.DurationVar(&o.timeout, "timeout", 2*time.Minute, "of one run of tests")
 	flag.BoolVar(&o.list, "list", false, "list the mutants only")
 	flag.Parse()
@@ -40,10 +39,10 @@ func main() {
 }
 
 type options struct {
-	match, json, markdown string
-	budget, timeout       time.Duration
-	start                 int
-	list                  bool
+	match, table    string
+	budget, timeout time.Duration
+	start           int
+	list            bool
 }
 
 func run(ctx context.Context, o *options) (err error) {
@@ -61,6 +60,13 @@ func run(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
+	t, err := openTable(ctx, o.table, root)
+	if err != nil {
+		return err
+	}
+	if chosen, err = t.missing(chosen); err != nil {
+		return err
+	}
 	tmp, err := os.MkdirTemp("", "mutants")
 	if err != nil {
 		return err
@@ -68,26 +74,24 @@ func run(ctx context.Context, o *options) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 	r := &runner{root: root, tmp: tmp, timeout: o.timeout, passes: make(map[string]error)}
 	began := time.Now()
-	var results []Result
-	survivors := 0
+	done, survivors := 0, 0
 	for i := range chosen {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 		if o.budget > 0 && time.Since(began) > o.budget {
 			break
 		}
 		res := r.check(ctx, &chosen[i])
-		results = append(results, res)
-		if !res.Killed {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := t.add(&res); err != nil {
+			return err
+		}
+		if done++; !res.Killed {
 			survivors++
 		}
 		fmt.Println(line(&res))
 	}
-	fmt.Printf("%d of %d mutants, %d killed, %.0f s\n", len(results), len(chosen), len(results)-survivors, time.Since(began).Seconds())
-	if err := report(o, results); err != nil {
-		return err
-	}
+	fmt.Printf("%d of %d mutants, %d killed, %.0f s\n", done, len(chosen), done-survivors, time.Since(began).Seconds())
 	if survivors > 0 {
 		return fmt.Errorf("%d mutants were not killed: the tests do not prove what they should", survivors)
 	}

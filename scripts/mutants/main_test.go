@@ -47,6 +47,52 @@ func TestResultIsOfThisTable(t *testing.T) {
 	}
 }
 
+// A run goes on where the last one ended: new mutants first, then those whose sources have changed.
+func TestTableGoesOn(t *testing.T) {
+	dir := t.TempDir()
+	all := []Mutant{
+		{Name: "known", Contract: "C1", Breaks: "a | b", File: "x/a.go", Package: "x"}, {Name: "changed", Contract: "C2", Breaks: "-", File: "x/a.go", Package: "x", Old: "1"},
+		{Name: "survivor", Contract: "C2", Breaks: "-", File: "x/a.go", Package: "x"}, {Name: "fresh", Contract: "C2", Breaks: "-", File: "x/a.go", Package: "x"},
+	}
+	if err := errors.Join(os.Mkdir(dir+"/x", 0o700), os.WriteFile(dir+"/x/a.go", []byte("package x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	tab := &table{file: dir + "/R.md", commit: "c0ffee", rows: map[string]row{}, prints: fingerprints{root: dir, dirs: map[string]string{}}}
+	for i := range all[:3] {
+		all[i].Breaks = strings.ReplaceAll(all[i].Breaks, "|", "or") // a row has cells
+		print, err := tab.prints.of(&all[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		tab.rows[all[i].Name] = rowOf(&Result{Mutant: all[i], Killed: i < 2, By: "TestX", Seconds: 3.6}, tab.commit, print)
+	}
+	all[1].Old = "2"
+	text := markdown(all, tab.rows, func(m *Mutant) string { p, _ := tab.prints.of(m); return p })
+	if !strings.Contains(text, "4 mutants, 2 killed; of 1 of these the sources") {
+		t.Errorf("heading: %s", text)
+	}
+	got := parse(text)
+	if len(got) != 3 || got["known"] != tab.rows["known"] || got["survivor"].by != notKilled || got["known"].seconds != 4 {
+		t.Errorf("read back: %+v", got)
+	}
+	tab.rows = got
+	left, err := tab.missing(all)
+	var names []string
+	for _, m := range left {
+		names = append(names, m.Name)
+	}
+	if want := "survivor fresh changed"; err != nil || strings.Join(names, " ") != want {
+		t.Errorf("left: %v, %v; want %s", names, err, want)
+	}
+	if err := os.WriteFile(dir+"/x/b.go", []byte("package x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tab.prints.dirs = map[string]string{}
+	if left, err = tab.missing(all); err != nil || len(left) != 4 {
+		t.Errorf("after a file was added: %v, %v", left, err)
+	}
+}
+
 func TestApplyRefuses(t *testing.T) {
 	for name, m := range map[string]Mutant{
 		"gone":       {File: "scripts/mutants/main_test.go", Old: "no" + " such text", New: "x"},

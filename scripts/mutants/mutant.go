@@ -52,7 +52,7 @@ func (m *Mutant) validate() error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("mutant %s: %w", m.Name, err)
-	case !nameForm.MatchString(m.Name) || m.Breaks == "" || m.Old == m.New || !strings.HasPrefix(m.Tests, "^Test"):
+	case !nameForm.MatchString(m.Name) || m.Breaks == "" || strings.Contains(m.Breaks, " | ") || m.Old == m.New || !strings.HasPrefix(m.Tests, "^Test"):
 		return fmt.Errorf("mutant %q: name, breaks, texts or tests are not in form", m.Name)
 	case len(m.Contract) != 2 || m.Contract[0] != 'C' || m.Contract[1] < '1' || m.Contract[1] > '8':
 		return fmt.Errorf("mutant %s: there is no contract %q", m.Name, m.Contract)

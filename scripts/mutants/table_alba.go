@@ -35,8 +35,26 @@ var albaMutants = []Mutant{
 	{
 		Name: "whole-object-unverified", Contract: "C6", Breaks: "an object read as a whole is not held against its checksum",
 		File: "alba/read.go",
-		Old:  "	if sum := blocksum.Of(data); sum != o.Checksum {", New: "	if sum := blocksum.Of(data); sum != o.Checksum && limit == 0 {",
-		Package: albaDir, Tests: "^TestWholeObjectIsVerified$",
+		Old:  "	if sum == o.Checksum {\n", New: "	if sum == o.Checksum || limit > 0 {\n",
+		Package: albaDir, Tests: "^TestGetLeavesLiarsOut$",
+	},
+	{
+		Name: "repair-keeps-to-liars", Contract: "C6", Breaks: "repair that met a wrong fragment does not leave it out of its next attempt",
+		File: "alba/repair.go",
+		Old:  "		for _, i := range w.frags {\n", New: "		if len(w.frags) > 0 {\n			return err\n		}\n		for _, i := range w.frags {\n",
+		Package: albaDir, Tests: "^TestRepairLeavesLiarsOut$",
+	},
+	{
+		Name: "liar-is-not-told", Contract: "C6", Breaks: "no note is taken of the disk server that lied",
+		File: "alba/liars.go",
+		Old:  "	if !known && len(k.mu.wrong) < maxWrong {\n", New: "	if !known && len(k.mu.wrong) < 0 {\n",
+		Package: albaDir, Tests: "^TestReadTellsLiars$",
+	},
+	{
+		Name: "liar-as-source", Contract: "C6", Breaks: "what is read again after a wrong result is computed from the liars too",
+		File: "alba/rebuild.go",
+		Old:  "	for _, i := range p.liars {\n		g.skip[i] = true\n	}\n", New: "",
+		Package: albaDir, Tests: "^TestGetLeavesLiarsOut$",
 	},
 	{
 		Name: "repair-writes-unverified", Contract: "C6", Breaks: "repair stores a rebuilt fragment without holding it against its digest",
