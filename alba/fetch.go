@@ -137,20 +137,27 @@ func (c *Client) fetchGroup(ctx context.Context, ps []*piece) {
 			p.err = ctx.Err()
 			continue
 		}
-		broken := errors.Is(p.err, osd.ErrNotFound) || errors.Is(p.err, osd.ErrCorrupt) || errors.Is(p.err, ErrUnreadable)
+		lied := errors.Is(p.err, ErrUnreadable)
+		broken := lied || errors.Is(p.err, osd.ErrNotFound) || errors.Is(p.err, osd.ErrCorrupt)
 		c.countBroken(p.err)
-		if h.take(ctx, i, p) {
-			c.stats.hedgesWon.Add(1)
+		made := func() { // from others
+			if lied {
+				c.noteWrong(p)
+			}
 			if broken {
 				c.queueRepair(p)
 			}
+		}
+		if h.take(ctx, i, p) {
+			c.stats.hedgesWon.Add(1)
+			made()
 			continue
 		}
 		skipped := errors.Is(p.err, errOutOfUse)
 		rebuild := func() {
 			p.bad = broken
-			if p.err = c.rebuildPiece(ctx, p, p.buf); p.err == nil && broken {
-				c.queueRepair(p)
+			if p.err = c.rebuildPiece(ctx, p, p.buf); p.err == nil {
+				made()
 			}
 			if p.err != nil && skipped && ctx.Err() == nil { // it may be well again, and is all there is
 				was := p.err
@@ -408,7 +415,7 @@ func (h *hedge) start(ctx context.Context, ps []*piece, b *budget) {
 	h.bufs, h.copies = make([][]byte, len(ps)), make([]piece, len(ps))
 	for i, p := range ps {
 		h.bufs[i] = make([]byte, len(p.buf))
-		h.copies[i] = piece{sp: p.sp, o: p.o, chunk: p.chunk, frag: p.frag, off: p.off, buf: h.bufs[i], want: p.want}
+		h.copies[i] = piece{sp: p.sp, o: p.o, chunk: p.chunk, frag: p.frag, off: p.off, buf: h.bufs[i], want: p.want, liars: p.liars}
 	}
 	ctx, h.cancel = context.WithCancel(ctx)
 	h.mu.Unlock()

@@ -1,7 +1,6 @@
 package alba_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -77,26 +76,5 @@ func TestTooFewFragments(t *testing.T) {
 	}
 	if _, err := cl.Client.Stat(t.Context(), ns, "o"); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("it is there: %v", err)
-	}
-}
-
-// TestWholeObjectIsVerified: without sums of the ingest a fragment that is wrong, with sums
-// that fit, is found out by the checksum of the whole object.
-func TestWholeObjectIsVerified(t *testing.T) {
-	cl := albatest.New(t, albatest.Config{Client: fast()})
-	ns := cl.Namespace("v")
-	want := data(1, 1<<20)
-	put(t, cl.Client, ns, "o", want)
-	m := cl.Manifest(ns, "o")
-	f := m.Chunks[0].Fragments[1]
-	key := alba.FragmentKey{Namespace: ns, ObjectID: m.ObjectID, Fragment: 1, Version: f.Version}.Bytes(alba.KeyData)
-	wrong := &osd.Batch{Puts: []osd.Put{{Key: key, Value: data(99, int(m.Chunks[0].FragmentLen))}}}
-	if err := cl.ByID(f.OSD).Apply(t.Context(), wrong); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := cl.Client.Get(t.Context(), ns, "o", len(want)); err == nil && !bytes.Equal(got, want) {
-		t.Fatal("wrong bytes")
-	} else if err != nil && !errors.Is(err, alba.ErrUnreadable) {
-		t.Fatal(err)
 	}
 }

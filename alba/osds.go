@@ -55,6 +55,7 @@ type disk struct {
 	mu struct {
 		sync.Mutex
 		lastErr string
+		wrong   []FragmentKey // that it gave with sums that fit, and that are not what was stored
 	}
 }
 
@@ -312,11 +313,11 @@ func (c *Client) Disks() []DiskStats {
 	for _, id := range slices.Sorted(maps.Keys(table)) {
 		k := table[id]
 		k.mu.Lock()
-		last := k.mu.lastErr
+		last, wrong := k.mu.lastErr, len(k.mu.wrong)
 		k.mu.Unlock()
 		out = append(out, DiskStats{
 			ID: id, Node: k.rec.Load().Node, ReadLatency: time.Duration(k.mean.Load()), Errors: k.errors.Load(),
-			Disqualified: k.bad.Load(), Full: k.fullUntil.Load() > time.Now().UnixNano(), LastError: last,
+			Disqualified: k.bad.Load(), Full: k.fullUntil.Load() > time.Now().UnixNano(), LastError: last, Wrong: wrong,
 			HedgeThreshold: k.hedgeAfter(&c.opts, osd.BlockSize),
 		})
 	}

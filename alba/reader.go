@@ -19,6 +19,7 @@ type reader struct {
 	objs    []*object
 	pieces  []piece
 	patches []patch
+	direct  bool // past the block cache
 }
 
 // piece is a range of whole blocks within one fragment.
@@ -32,8 +33,9 @@ type piece struct {
 	want  []uint32 // plain sums that the blocks must have, or nil
 	sums  []uint32 // those that they have; valid when err is nil
 	err   error
-	bad   bool // what its OSD has is missing or damaged
-	keep  bool // its blocks go to the block cache
+	bad   bool  // what its OSD has is missing or damaged
+	keep  bool  // its blocks go to the block cache
+	liars []int // fragments that are not what was stored: not to be computed from
 }
 
 // patch is what remains to do for a slice when its pieces are there.
@@ -72,7 +74,7 @@ func (r *reader) reset() {
 func (r *reader) free() {
 	r.reset()
 	clear(r.objs)
-	r.c, r.sp, r.objs = nil, nil, r.objs[:0]
+	r.c, r.sp, r.objs, r.direct = nil, nil, r.objs[:0], false
 	readers.Put(r)
 }
 
@@ -116,7 +118,7 @@ func (r *reader) plan(s *Slice, o *object) error {
 		return nil
 	case o.Inline != nil:
 		return r.inline(s, o)
-	case r.c.fromCache(o, s):
+	case !r.direct && r.c.fromCache(o, s):
 		return nil
 	}
 	r.c.stats.misses.Add(1)
@@ -237,21 +239,10 @@ func (r *reader) finish(ctx context.Context, p *patch) error {
 	if err == nil {
 		return nil
 	}
-	for i := p.first; i < p.last; i++ {
-		pc := &r.pieces[i]
-		pc.bad = true
-		r.c.stats.corrupt.Add(1)
-		if rebuildErr := r.c.rebuildPiece(ctx, pc, pc.buf); rebuildErr != nil {
-			return fmt.Errorf("%w (%w)", err, rebuildErr)
-		}
+	if doubtErr := r.doubt(ctx, p.first, p.last); doubtErr != nil {
+		return fmt.Errorf("%w (%w)", err, doubtErr)
 	}
-	if err = r.unpack(p); err != nil {
-		return err
-	}
-	for i := p.first; i < p.last; i++ {
-		r.c.queueRepair(&r.pieces[i])
-	}
-	return nil
+	return r.unpack(p)
 }
 
 func (r *reader) unpack(p *patch) error {
@@ -295,7 +286,7 @@ func (r *reader) unpackUnit(p *patch, body []byte, unit, plain int, dst *[]byte,
 
 // cacheUnit offers all blocks of a unit: its neighbours cost nothing more.
 func (r *reader) cacheUnit(p *patch, unit int, plain []byte) {
-	if len(p.s.Data) > cacheSlice || r.c.blocks == nil {
+	if len(p.s.Data) > cacheSlice || r.c.blocks == nil || r.direct {
 		return
 	}
 	index := uint32((uint64(p.chunk)*p.o.chunkSize + uint64(unit)*uint64(p.o.UnitSize)) / codec.BlockSize)
@@ -308,7 +299,7 @@ func (r *reader) cacheUnit(p *patch, unit int, plain []byte) {
 
 // remember offers the whole blocks of small plain slices to the block cache.
 func (r *reader) remember() {
-	if r.c.blocks == nil {
+	if r.c.blocks == nil || r.direct {
 		return
 	}
 	for i := range r.pieces {

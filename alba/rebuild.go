@@ -24,6 +24,9 @@ const rebuildStep = 1 << 20
 func (c *Client) rebuildPiece(ctx context.Context, p *piece, dst []byte) error {
 	g := &gather{c: c, p: *p, base: uint64(p.off), want: p.want, dst: make([][]byte, p.o.total), skip: make([]bool, p.o.total)}
 	g.dst[p.frag], g.skip[p.frag] = dst, true
+	for _, i := range p.liars {
+		g.skip[i] = true
+	}
 	if err := g.rebuild(ctx, len(dst)); err != nil {
 		return err
 	}
@@ -109,6 +112,10 @@ func (g *gather) step(ctx context.Context, at int) error {
 	}
 	for out := range g.shards {
 		if len(g.shards[out]) > 0 && g.compute(dst, out, k) == nil && sumsMatch(dst[g.p.frag], want) {
+			other := g.p
+			other.frag = out
+			g.c.noteWrong(&other)
+			g.c.queueRepair(&other)
 			return nil
 		}
 	}

@@ -59,6 +59,7 @@ func (c *Client) Repair(ctx context.Context, ns metadata.NamespaceID, m *metadat
 		return res, metadata.Errorf(metadata.KindAssertFailed, "object %q (%v) is being repaired already", o.Name, o.ObjectID)
 	}
 	defer c.repairs.end(o.ObjectID)
+	opts.Bad = slices.Clone(opts.Bad) // more may be found
 	j := &repair{c: c, sp: sp, o: o, opts: opts, next: clonePlaces(m)}
 	j.next.Version++
 	for i := range o.Chunks {
@@ -135,8 +136,8 @@ func (j *repair) judge(chunk, frag int) verdict {
 	return keep
 }
 
-// chunk repairs one chunk.
-func (j *repair) chunk(ctx context.Context, chunk int, res *RepairResult) error {
+// attempt repairs one chunk with what is known of it.
+func (j *repair) attempt(ctx context.Context, chunk int, res *RepairResult) error {
 	frags := j.o.Chunks[chunk].Fragments
 	verdicts := make([]verdict, len(frags))
 	var need []int
@@ -174,6 +175,34 @@ func (j *repair) chunk(ctx context.Context, chunk int, res *RepairResult) error 
 		return j.assertReadable(verdicts)
 	}
 	return j.write(ctx, chunk, need, targets, verdicts, res)
+}
+
+// wrongSources is the error of a repair that would have computed from fragments which are not
+// what was stored. Nothing has been written then.
+type wrongSources struct{ frags []int }
+
+func (w *wrongSources) Error() string {
+	return fmt.Sprintf("fragments %v are not what was stored, though their checksums fit: %v", w.frags, ErrUnreadable)
+}
+
+// Is makes it an ErrUnreadable, should it be the last word.
+func (w *wrongSources) Is(target error) bool { return target == ErrUnreadable }
+
+// chunk repairs one chunk. Fragments that turn out to be wrong on the way are made anew too, from
+// the others: each attempt knows of one more at least, and when more than m are wrong it fails.
+func (j *repair) chunk(ctx context.Context, chunk int, res *RepairResult) error {
+	for {
+		was := *res
+		err := j.attempt(ctx, chunk, res)
+		var w *wrongSources
+		if !errors.As(err, &w) {
+			return err
+		}
+		*res = was
+		for _, i := range w.frags {
+			j.opts.Bad = append(j.opts.Bad, BadFragment{chunk, i})
+		}
+	}
 }
 
 // assertReadable reports objects that nobody can repair.
@@ -289,6 +318,7 @@ func (j *repair) rebuild(ctx context.Context, chunk int, need []int, bufs [][]by
 				sums[i] = s
 				continue
 			}
+			return nil, j.wrong(chunk, i)
 		}
 		g.skip[i] = true
 		g.dst[i] = bufs[i]
@@ -305,126 +335,34 @@ func (j *repair) rebuild(ctx context.Context, chunk int, need []int, bufs [][]by
 		}
 		sums[i] = blocksum.Sums(make([]uint32, 0, len(bufs[i])/codec.BlockSize), bufs[i])
 		if d := codec.Digest(sums[i]); d != ch.Fragments[i].Digest {
-			return nil, fmt.Errorf("fragment %d: rebuilt with digest %08x, manifest says %08x: %w", i, d, ch.Fragments[i].Digest, ErrUnreadable)
+			err := fmt.Errorf("fragment %d: rebuilt with digest %08x, manifest says %08x: %w", i, d, ch.Fragments[i].Digest, ErrUnreadable)
+			return nil, j.suspect(ctx, chunk, verdicts, err)
 		}
 	}
 	return sums, nil
 }
 
+// wrong notes a fragment that is not what was stored.
+func (j *repair) wrong(chunk, frag int) error {
+	j.c.noteWrong(&piece{sp: j.sp, o: j.o, chunk: chunk, frag: frag})
+	return &wrongSources{[]int{frag}}
+}
+
+// suspect looks at all sources of a chunk after what was computed from some of them is not what
+// was stored, for those that are wrong.
+func (j *repair) suspect(ctx context.Context, chunk int, verdicts []verdict, cause error) error {
+	wrong, err := j.c.liars(ctx, piece{sp: j.sp, o: j.o, chunk: chunk, frag: -1}, false)
+	if err != nil {
+		return fmt.Errorf("%w (%w)", cause, err)
+	}
+	wrong = slices.DeleteFunc(wrong, func(i int) bool { return verdicts[i] == lost }) // known already
+	if len(wrong) == 0 {
+		return cause
+	}
+	return &wrongSources{wrong}
+}
+
 // readWhole reads a fragment from its OSD.
 func (j *repair) readWhole(ctx context.Context, chunk, frag int, buf []byte) error {
-	for at := 0; at < len(buf); at += rebuildStep {
-		end := min(at+rebuildStep, len(buf))
-		g := &gather{c: j.c, p: piece{sp: j.sp, o: j.o, chunk: chunk, frag: -1}}
-		rctx, cancel := context.WithTimeout(ctx, j.c.opts.ReadTimeout)
-		r := g.one(rctx, frag, uint64(at), end-at)
-		cancel()
-		if r.err != nil {
-			return r.err
-		}
-		copy(buf[at:end], r.buf.B)
-		r.buf.Free()
-	}
-	return nil
-}
-
-// repairQueue holds objects in which reads have found bad fragments.
-type repairQueue struct {
-	ids chan metadata.ObjectID
-	mu  struct {
-		sync.Mutex
-		jobs   map[metadata.ObjectID]*repairJob
-		active map[metadata.ObjectID]bool // being repaired by anybody in this process
-	}
-}
-
-// begin claims an object for a repair; false when it is being repaired.
-func (q *repairQueue) begin(id metadata.ObjectID) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.mu.active[id] {
-		return false
-	}
-	q.mu.active[id] = true
-	return true
-}
-
-func (q *repairQueue) end(id metadata.ObjectID) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	delete(q.mu.active, id)
-}
-
-type repairJob struct {
-	ns   metadata.NamespaceID
-	name string
-	bad  map[BadFragment]uint32 // and the version that was bad
-}
-
-func (q *repairQueue) init(limit int) {
-	q.ids = make(chan metadata.ObjectID, limit)
-	q.mu.jobs = map[metadata.ObjectID]*repairJob{}
-	q.mu.active = map[metadata.ObjectID]bool{}
-}
-
-// queueRepair notes a fragment that a read has found missing or damaged.
-func (c *Client) queueRepair(p *piece) {
-	q := &c.repairs
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	job := q.mu.jobs[p.o.ObjectID]
-	if job == nil {
-		job = &repairJob{ns: p.sp.id, name: p.o.Name, bad: map[BadFragment]uint32{}}
-		select {
-		case q.ids <- p.o.ObjectID:
-			q.mu.jobs[p.o.ObjectID] = job
-			c.stats.repairsQueued.Add(1)
-		default:
-			c.stats.repairsDropped.Add(1) // scrub will find it again
-			return
-		}
-	}
-	job.bad[BadFragment{p.chunk, p.frag}] = p.o.Chunks[p.chunk].Fragments[p.frag].Version
-}
-
-// repairLoop repairs behind reads.
-func (c *Client) repairLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case id := <-c.repairs.ids:
-			c.repairs.mu.Lock()
-			job := c.repairs.mu.jobs[id]
-			delete(c.repairs.mu.jobs, id)
-			c.repairs.mu.Unlock()
-			if err := c.repairNow(ctx, id, job); err != nil && ctx.Err() == nil && !errors.Is(err, metadata.ErrAssertFailed) {
-				c.opts.Logger.Warn("repair after a bad read failed", "object", job.name, "err", err)
-			}
-		}
-	}
-}
-
-func (c *Client) repairNow(ctx context.Context, id metadata.ObjectID, job *repairJob) error {
-	_, o, err := c.newest(ctx, job.ns, job.name)
-	if err != nil {
-		return err
-	}
-	if o.ObjectID != id {
-		return nil
-	}
-	var bad []BadFragment
-	for b, version := range job.bad {
-		if f := o.Chunks[b.Chunk].Fragments[b.Fragment]; f.Version == version && f.OSD != 0 {
-			bad = append(bad, b)
-		}
-	}
-	if len(bad) == 0 {
-		return nil
-	}
-	res, err := c.Repair(ctx, job.ns, o.Manifest, RepairOptions{Bad: bad, Background: true})
-	if err == nil && res.Changed {
-		c.opts.Logger.Info("repaired after a bad read", "object", job.name, "fragments", res.Written)
-	}
-	return err
+	return j.c.readFragment(ctx, piece{sp: j.sp, o: j.o, chunk: chunk}, frag, func(off int, b []byte) { copy(buf[off:], b) })
 }

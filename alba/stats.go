@@ -64,4 +64,7 @@ type DiskStats struct {
 	Full           bool
 	LastError      string
 	HedgeThreshold time.Duration
+	// Wrong counts fragments (up to 100) that it gave with checksums that fit, and that are not
+	// what it was given. They are made anew from others.
+	Wrong int
 }

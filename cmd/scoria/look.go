@@ -249,6 +249,6 @@ func osdDetails(o admin.OSD) table {
 	return table{rows: [][]string{
 		{"id", fmt.Sprint(o.ID)}, {"uuid", o.UUID}, {"node", o.Node}, {"address", o.Addr}, {"state", o.State}, {"problem", orDash(o.Problem)},
 		{"used", fmt.Sprintf("%s of %s", size(o.Used), size(o.Capacity))}, {"full", strconv.FormatBool(o.Full)}, {"keys", fmt.Sprint(o.Keys)}, {"last seen", when(o.LastSeen)},
-		{"batches", fmt.Sprintf("%d in %d syncs", o.Applies, o.Syncs)}, {"written", size(o.BytesWritten)}, {"reads", fmt.Sprintf("%d, %s", o.Reads, size(o.BytesRead))}, {"corrupt blocks", fmt.Sprint(o.CorruptBlocks)},
+		{"batches", fmt.Sprintf("%d in %d syncs", o.Applies, o.Syncs)}, {"written", size(o.BytesWritten)}, {"reads", fmt.Sprintf("%d, %s", o.Reads, size(o.BytesRead))}, {"corrupt blocks", fmt.Sprint(o.CorruptBlocks)}, {"wrong fragments", fmt.Sprint(o.WrongFragments)},
 	}}
 }

@@ -147,6 +147,8 @@ type OSD struct {
 	BytesWritten  uint64 `json:"bytes_written"`
 	BytesRead     uint64 `json:"bytes_read"`
 	CorruptBlocks uint64 `json:"corrupt_blocks"`
+	// WrongFragments counts what it gave, with checksums that fit, though it was given other data.
+	WrongFragments uint64 `json:"wrong_fragments"`
 }
 
 // Status is the state of the whole system. Problems is empty exactly when nothing is degraded.

@@ -67,6 +67,10 @@ func problems(s *sample, vols []admin.Volume) []string {
 		if o.Problem != "" {
 			out = append(out, fmt.Sprintf("disk server %s: %s", osdLabel(o), o.Problem))
 		}
+		if o.WrongFragments > 0 {
+			out = append(out, fmt.Sprintf("disk server %s has given other data than was stored there, with checksums that fit: %d fragments, which are made anew from others; do not trust it",
+				osdLabel(o), o.WrongFragments))
+		}
 		switch {
 		case o.Full:
 			out = append(out, fmt.Sprintf("disk server %s is full", osdLabel(o)))
@@ -177,6 +181,11 @@ func (s *System) OSDs(ctx context.Context) ([]admin.OSD, error) {
 		}
 	}
 	asked.Wait()
+	for _, d := range s.client.Disks() {
+		if i := slices.IndexFunc(out, func(o admin.OSD) bool { return o.ID == uint32(d.ID) }); i >= 0 {
+			out[i].WrongFragments = uint64(d.Wrong)
+		}
+	}
 	for _, k := range s.disks.known() { // those that have never got as far as the ABM
 		known := slices.ContainsFunc(recs, func(r metadata.OSD) bool { return r.Addr == k.addr })
 		if !known {

@@ -19,11 +19,12 @@ func TestProblems(t *testing.T) {
 		t.Errorf("all is well, and yet: %q", p)
 	}
 	for want, spoil := range map[string]func(s *sample, vols []admin.Volume){
-		"disk server 1: lost":   func(s *sample, _ []admin.Volume) { s.osds[0].Problem = "lost" },
-		"disk server 1 is full": func(s *sample, _ []admin.Volume) { s.osds[0].Full = true },
-		"nearly full":           func(s *sample, _ []admin.Volume) { s.osds[0].Used = s.osds[0].Capacity },
-		"volume v: fenced":      func(_ *sample, vols []admin.Volume) { vols[0].Problem = "fenced" },
-		"cannot be renewed":     func(s *sample, _ []admin.Volume) { s.driver.Lease = "no answer" },
+		"disk server 1: lost":                func(s *sample, _ []admin.Volume) { s.osds[0].Problem = "lost" },
+		"disk server 1 has given other data": func(s *sample, _ []admin.Volume) { s.osds[0].WrongFragments = 2 },
+		"disk server 1 is full":              func(s *sample, _ []admin.Volume) { s.osds[0].Full = true },
+		"nearly full":                        func(s *sample, _ []admin.Volume) { s.osds[0].Used = s.osds[0].Capacity },
+		"volume v: fenced":                   func(_ *sample, vols []admin.Volume) { vols[0].Problem = "fenced" },
+		"cannot be renewed":                  func(s *sample, _ []admin.Volume) { s.driver.Lease = "no answer" },
 		"maintenance (scrub): no": func(s *sample, _ []admin.Volume) {
 			s.maintenance.Tasks = []admin.Task{{Name: "scrub", LastError: "no"}}
 		},
