@@ -59,6 +59,7 @@ func New(opts Options) (*Client, error) {
 	}
 	c.uploads = semaphore.NewWeighted(opts.UploadBytes)
 	c.rebuilds = semaphore.NewWeighted(opts.ReadBytes)
+	c.hedges.tokens.Store(hedgeCredit) // the first disk that hangs may be met by the first reads
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.disks.init(c)
 	c.spaces.init(c)

@@ -265,7 +265,7 @@ func (c *Client) readPrimary(ctx context.Context, ps []*piece, force bool) *hedg
 		if !force {
 			c.spawn(func(context.Context) {
 				h.start(ctx, ps, &c.hedges)
-				if c.hangs(rctx, k, started) {
+				if c.silent(rctx, k, started) {
 					h.start(ctx, ps, nil)
 				}
 			})
@@ -282,10 +282,13 @@ func (c *Client) readPrimary(ctx context.Context, ps []*piece, force bool) *hedg
 		if ctx.Err() == nil && errors.Is(rctx.Err(), context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in %v: %w: %w", took.Round(time.Millisecond), osd.ErrUnavailable, err)
 		}
-		if h.hasWon() {
-			k.measure(took) // slow, not dead
-		} else {
+		switch {
+		case !h.hasWon():
 			c.failed(k, err)
+		case k.answered.Load() >= started.UnixNano():
+			k.measure(took) // slow, not dead
+		default: // the time of the hedge says nothing about the disk
+			c.ask(k, api, ps[0].key().Bytes(KeyData), ps[0].off)
 		}
 		return h.stop(fail2(ps, fmt.Errorf("OSD %d: %w", id, err)))
 	}
@@ -295,34 +298,6 @@ func (c *Client) readPrimary(ctx context.Context, ps []*piece, force bool) *hedg
 		left = left || p.err != nil
 	}
 	return h.stop(left)
-}
-
-// hungAfter is how long a disk that is asked may answer nothing at all before it is taken out
-// of use. Without that each read of it would be a hedge, until the budget of those is spent,
-// and the next would last as long as a request may.
-const hungAfter = 2 * time.Second
-
-// errHung: the disk takes requests and answers none.
-var errHung = fmt.Errorf("no answer to anything in %v: %w", hungAfter, osd.ErrUnavailable)
-
-// hangs waits until a slow request has ended (by an answer, a hedge or its time limit), or has
-// had no answer for so long that the disk hangs. It looks twice, a moment apart: in a process that
-// was stopped for a while, timers and answers come due at the same time.
-func (c *Client) hangs(request context.Context, k *disk, started time.Time) bool {
-	limit := min(hungAfter, c.opts.ReadTimeout/2)
-	for _, d := range []time.Duration{limit - time.Since(started), limit / 20} {
-		timer := time.NewTimer(d)
-		select {
-		case <-timer.C:
-		case <-request.Done():
-			timer.Stop()
-			return false
-		}
-	}
-	if k.answered.Load() < started.UnixNano() {
-		c.failed(k, errHung)
-	}
-	return true
 }
 
 func fail2(ps []*piece, err error) bool {

@@ -46,6 +46,7 @@ type disk struct {
 
 	mean, dev atomic.Int64 // of read latency, nanoseconds (moving)
 	answered  atomic.Int64 // unix nanoseconds of the last answer to a read
+	asked     atomic.Bool  // Client.ask runs
 	errors    atomic.Uint64
 	bad       atomic.Bool  // failing: not used, being probed
 	fullUntil atomic.Int64 // unix nanoseconds

@@ -36,7 +36,7 @@ type upload struct {
 	sealer *codec.Sealer
 
 	ctx     context.Context // of the batches: late ones outlive the put
-	cancel  context.CancelFunc
+	cancel  context.CancelCauseFunc
 	started time.Time
 	m       metadata.Manifest
 	policy  metadata.Policy
@@ -65,7 +65,7 @@ type part struct{ chunk, fragment int }
 
 func (c *Client) newUpload(sp *space, preset *metadata.Preset, epoch metadata.GCEpoch, put *PutObject, sums []uint32, h *hold) *upload {
 	u := &upload{c: c, sp: sp, preset: preset, epoch: epoch, put: put, sums: sums, hold: h, started: time.Now()}
-	u.ctx, u.cancel = context.WithCancel(c.ctx)
+	u.ctx, u.cancel = context.WithCancelCause(c.ctx)
 	u.m = metadata.Manifest{
 		Name: put.Name, ObjectID: newObjectID(), Size: uint64(len(put.Data)), Compression: preset.Compression, Encryption: preset.Encryption,
 		GCEpoch: epoch, Created: u.started.UTC(), Checksum: c.codec.ObjectSum(put.Data, sums),
@@ -342,7 +342,10 @@ func (c *Client) applyBatch(ctx context.Context, id metadata.OSDID, b *osd.Batch
 	b.Deletes = nil
 	if err != nil {
 		k.tags.put(tags...)
-		if ctx.Err() != nil && c.ctx.Err() == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		switch {
+		case errors.Is(context.Cause(ctx), errLate):
+			err = errLate
+		case errors.Is(ctx.Err(), context.DeadlineExceeded) && c.ctx.Err() == nil:
 			err = fmt.Errorf("%w: %w", osd.ErrUnavailable, err)
 		}
 		c.failed(k, err)
@@ -372,7 +375,7 @@ func (u *upload) freeze() metadata.Manifest {
 
 // abandon ends an upload that is not committed. Its tags stay: garbage collection finds
 // what it left.
-func (u *upload) abandon() { u.cancel() }
+func (u *upload) abandon() { u.cancel(nil) }
 
 // committed ends an upload whose manifest is in place: tags may go, and what is still on
 // its way is added when it arrives.
@@ -384,23 +387,26 @@ func (u *upload) committed() {
 		u.c.finishTag(st.osd, st.tag)
 	}
 	if len(u.m.Chunks) == 0 {
-		u.cancel()
+		u.cancel(nil)
 		return
 	}
 	u.c.stats.holes.Add(uint64(u.policy.K + u.policy.M - u.slots))
 	per := max(groupBytes/int(u.preset.ChunkSize), 1)
 	groups := (len(u.m.Chunks) + per - 1) / per
 	if all == groups*u.slots {
-		u.cancel()
+		u.cancel(nil)
 		return
 	}
+	patience := max(u.c.opts.WriteTimeout/latePart, 4*time.Since(u.started))
 	epilogue := func(ctx context.Context) {
-		defer u.cancel()
-		u.pending.Wait() // bounded by the write time-out
+		defer u.cancel(nil)
+		timer := time.AfterFunc(patience, func() { u.cancel(errLate) })
+		defer timer.Stop()
+		u.pending.Wait()
 		u.addLate(ctx)
 	}
 	if !u.c.spawn(epilogue) {
-		u.cancel()
+		u.cancel(nil)
 	}
 }
 

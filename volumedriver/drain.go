@@ -315,8 +315,12 @@ func (l *drainLoop) held(n int) bool {
 	return s.DirtyBytes > s.SoftBytes && n > 0
 }
 
-// upload stores the data of an SCO. It takes over buffer b, and gives it back when the
-// object store does not need it any more.
+// lendAfter is how long the object store may hold the buffer of an SCO that it has stored (a
+// disk server that hangs keeps it for a second or more) until another one is made in its place.
+const lendAfter = 200 * time.Millisecond
+
+// upload stores the data of an SCO. It takes over buffer b, and gives it or another one back
+// when the object store does not need it any more, or holds it for long.
 func (v *Volume) upload(s writebuffer.ClosedSCO, b []byte) error {
 	size := s.Clusters * ClusterSize
 	if cap(b) < size {
@@ -324,13 +328,20 @@ func (v *Volume) upload(s writebuffer.ClosedSCO, b []byte) error {
 	}
 	data, sums := b[:size], make([]uint32, s.Clusters)
 	var holds atomic.Int32 // on b: ours, and the store's of each attempt
+	var once sync.Once
+	giveBack := func(b []byte) { once.Do(func() { v.d.buffers <- b }) }
 	release := func() {
 		if holds.Add(-1) == 0 {
-			v.d.buffers <- b
+			giveBack(b)
 		}
 	}
 	holds.Store(1)
-	defer release()
+	defer func() {
+		release()
+		if holds.Load() > 0 {
+			time.AfterFunc(lendAfter, func() { giveBack(nil) })
+		}
+	}()
 	damaged := 0
 	err := v.insist(fmt.Sprintf("load SCO %d from the local log", s.Number), func(ctx context.Context) error {
 		err := v.buf.Load(ctx, s.Number, data, sums)

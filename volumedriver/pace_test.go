@@ -58,3 +58,21 @@ func TestDrainsUnderLoad(t *testing.T) {
 		r.must(r.d.Close(r.ctx))
 	})
 }
+
+// TestHeldBuffersAreLent: the object store may hold the data of what it has stored for long (a
+// disk server hangs); that does not stop the drain.
+func TestHeldBuffersAreLent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *volumedriver.Options) { o.Uploads = 2 })
+		h := r.volume("v", 1<<20)
+		r.store.HoldReleases(10)
+		r.busy(h, 200*time.Millisecond) // dozens of SCOs
+		begin := time.Now()
+		r.must(h.Drain(r.ctx, nil))
+		if d := time.Since(begin); d > 20*time.Second {
+			t.Errorf("the drain took %v", d)
+		}
+		r.store.HoldReleases(0)
+		r.must(r.d.Close(r.ctx))
+	})
+}

@@ -31,7 +31,8 @@ const (
 	minBackoff = 50 * time.Millisecond
 	maxBackoff = 5 * time.Second
 	// abandonAfter is how long a call whose context has ended waits for a reply that is just being received into its memory.
-	abandonAfter = time.Second
+	// A server that stops in the middle of a reply would be felt for so long.
+	abandonAfter = 300 * time.Millisecond
 )
 
 // Client reaches a Server. It is an API; what cannot be sent or is not answered is ErrUnavailable.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -222,13 +223,14 @@ func (n *clientConn) write(ctx context.Context, id uint64, typ uint8, build func
 	}
 	select {
 	case n.send <- struct{}{}:
-		defer func() { <-n.send }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	free := func() { <-n.send }
+	defer func() { free() }()
 	now := time.Now()
 	limit := now.Add(n.c.opts.IOTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
+	if d, ok := ctx.Deadline(); ok && d.Before(limit) && len(tail) > 0 {
 		limit = d
 	}
 	var err error
@@ -237,16 +239,65 @@ func (n *clientConn) write(ctx context.Context, id uint64, typ uint8, build func
 		n.writeUntil = limit
 		err = n.nc.SetWriteDeadline(limit)
 	}
+	rest := append(net.Buffers{b}, tail...)
 	if err == nil {
-		bufs := append(net.Buffers{b}, tail...)
-		_, err = bufs.WriteTo(n.nc)
+		err = n.transmit(ctx, &rest)
 	}
-	if err != nil {
-		n.close(err) // half a request was sent
-		if ctx.Err() != nil {
-			return ctx.Err()
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil && len(tail) == 0 && errors.Is(err, os.ErrDeadlineExceeded) && n.linger(limit, rest):
+		free = func() {}
+		return ctx.Err()
+	}
+	n.close(err) // half a request was sent
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return n.c.unavailable(err)
+}
+
+// linger sends the rest of a message after its caller has given up: the server takes nothing at
+// the moment, and half a message would end the connection, and with it the requests of others.
+// The message is in our own memory.
+func (n *clientConn) linger(limit time.Time, rest net.Buffers) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.calls == nil {
+		return false // the receiver has ended, and Close may not wait for more
+	}
+	n.c.wg.Go(func() {
+		defer func() { <-n.send }()
+		err := n.nc.SetWriteDeadline(limit)
+		if err == nil {
+			err = writeAll(n.nc, &rest)
 		}
-		return n.c.unavailable(err)
+		if err != nil {
+			n.close(err)
+		}
+	})
+	return true
+}
+
+// transmit sends what it can before ctx ends; rest is what remains.
+func (n *clientConn) transmit(ctx context.Context, rest *net.Buffers) error {
+	if ctx.Done() == nil {
+		return writeAll(n.nc, rest)
 	}
-	return nil
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		_ = n.nc.SetWriteDeadline(time.Unix(1, 0)) // a connection that does not take it is dead, which the write tells
+	})
+	err := writeAll(n.nc, rest)
+	if !stop() {
+		<-ended
+		n.writeUntil = time.Time{} // to be set anew
+	}
+	return err
+}
+
+func writeAll(nc net.Conn, rest *net.Buffers) error {
+	_, err := rest.WriteTo(nc)
+	return err
 }

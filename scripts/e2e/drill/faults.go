@@ -49,6 +49,8 @@ func faults() []fault {
 		{name: "kill disk servers", kind: "processes", strike: disksAway((*diskServer).kill, startDisk, 2, false), bound: awayBound},
 		{name: "kill disk servers while they start", kind: "processes", strike: killStartingDisks, bound: awayBound},
 		{name: "stop disk servers", kind: "processes", strike: disksAway(send(syscall.SIGSTOP), send(syscall.SIGCONT), 2, false), bound: awayBound},
+		{name: "hang one disk server", kind: "processes", strike: hangOne, bound: awayBound},
+		{name: "hang one disk server, caches empty", kind: "processes", strike: hangOneCold, bound: awayBound},
 		{name: "stop too many disk servers", kind: "processes", strike: disksAway(send(syscall.SIGSTOP), send(syscall.SIGCONT), 4, true), bound: restartBound, errors: true},
 		{name: "part disk servers", kind: "processes", strike: disksAway(func(d *diskServer) error { return d.link.part() }, func(d *diskServer) error { return d.link.heal() }, 2, false), bound: awayBound},
 		{name: "part all disk servers", kind: "processes", strike: disksAway(func(d *diskServer) error { return d.link.part() }, func(d *diskServer) error { return d.link.heal() }, 6, true), bound: restartBound, errors: true},
@@ -67,11 +69,12 @@ func faults() []fault {
 // round is one fault on its rig, under load.
 type round struct {
 	*rig
-	r    *rand.Rand
-	load *load
-	held time.Duration // how long the fault was in force
-	told []string      // problems that status told meanwhile
-	note string        // what exactly was done
+	r     *rand.Rand
+	load  *load
+	held  time.Duration // how long the fault was in force
+	told  []string      // problems that status told meanwhile
+	note  string        // what exactly was done
+	dumps int           // of the gateway's goroutines
 }
 
 // between returns a random time.
@@ -83,6 +86,7 @@ func (r *round) between(low, high time.Duration) time.Duration {
 // within what its own look at the disk servers may take.
 func (r *round) hold(d time.Duration, tell bool) error {
 	begin, told := time.Now(), false
+	defer r.watch()()
 	for time.Since(begin) < d || (tell && !told) {
 		h, err := r.status()
 		if err != nil {
