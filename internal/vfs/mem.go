@@ -49,6 +49,8 @@ type Mem struct {
 		root    *node
 		pending []change // directory changes that are not durable, oldest first
 		locks   map[string]bool
+		process int            // counts calls of Kill: handles of earlier processes are dead
+		orphans map[*node]bool // files without a name that are open
 	}
 }
 
@@ -88,6 +90,7 @@ func NewMem(opts MemOptions) *Mem {
 	m := &Mem{capacity: int64(opts.Capacity &^ (pageSize - 1)), journal: opts.Journal}
 	m.mu.root = newDir(0o755)
 	m.mu.locks = make(map[string]bool)
+	m.mu.orphans = make(map[*node]bool)
 	return m
 }
 
@@ -164,9 +167,14 @@ func (m *Mem) unlinkLocked(n *node) {
 }
 
 func (m *Mem) reapLocked(n *node) {
-	if n.dir || n.links > 0 || n.opens > 0 {
+	if n.dir || n.links > 0 {
 		return
 	}
+	if n.opens > 0 {
+		m.mu.orphans[n] = true
+		return
+	}
+	delete(m.mu.orphans, n)
 	n.mu.Lock()
 	m.used.Add(-n.data.pages * pageSize)
 	n.data.pages = 0 // the pages stay: a lost removal brings them back in a fork
@@ -195,7 +203,7 @@ func (m *Mem) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 	case n.dir:
 		return nil, pathErr("open", name, syscall.EISDIR)
 	}
-	f := &memFile{fs: m, n: n, name: name, flag: flag}
+	f := &memFile{fs: m, n: n, name: name, flag: flag, process: m.mu.process}
 	if flag&syscall.O_TRUNC != 0 && f.writable() {
 		n.mu.Lock()
 		m.used.Add(-n.data.truncate(0) * pageSize)
@@ -420,13 +428,14 @@ func (m *Mem) Lock(name string) (io.Closer, error) {
 		return nil, errors.Join(pathErr("lock", name, ErrLocked), f.(*memFile).closeLocked())
 	}
 	m.mu.locks[key] = true
-	return &memLock{File: f, fs: m, key: key}, nil
+	return &memLock{File: f, fs: m, key: key, process: m.mu.process}, nil
 }
 
 type memLock struct {
 	File
-	fs  *Mem
-	key string
+	fs      *Mem
+	key     string
+	process int
 }
 
 func (l *memLock) Close() error {
@@ -435,7 +444,9 @@ func (l *memLock) Close() error {
 	}
 	l.fs.mu.Lock()
 	defer l.fs.mu.Unlock()
-	delete(l.fs.mu.locks, l.key)
+	if l.process == l.fs.mu.process {
+		delete(l.fs.mu.locks, l.key)
+	}
 	return nil
 }
 

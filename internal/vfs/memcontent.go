@@ -24,6 +24,7 @@ type content struct {
 	pages         int64 // pages in use now
 	chunks        map[int64]*chunk
 	dirty         map[int64]*chunk // chunks with a dirty page
+	dropped       map[int64]bool   // dirty pages that a failed sync has given up: later syncs pass them by
 }
 
 type chunk struct {
@@ -57,6 +58,7 @@ func (c *content) page(pg int64) *page {
 
 // touch remembers the durable page before the first change.
 func (c *content) touch(pg int64) (*chunk, int64) {
+	delete(c.dropped, pg) // it is to be written back again
 	k, i := c.chunkOf(pg, true)
 	if k.isDirty(i) {
 		return k, i
@@ -124,23 +126,56 @@ func (c *content) truncate(size int64) (freed int64) {
 	return freed
 }
 
-// commit makes everything durable.
+// commit makes everything durable, but for what a failed sync has given up.
 func (c *content) commit() {
-	for _, k := range c.dirty {
-		k.old, k.set = nil, [chunkPages / 64]uint64{}
-	}
-	clear(c.dirty)
 	c.durable = c.size
+	if len(c.dropped) == 0 {
+		for _, k := range c.dirty {
+			k.old, k.set = nil, [chunkPages / 64]uint64{}
+		}
+		clear(c.dirty)
+		return
+	}
+	for at, k := range c.dirty {
+		for i := range int64(chunkPages) {
+			if k.isDirty(i) && !c.dropped[at*chunkPages+i] {
+				k.clean(i)
+			}
+		}
+		if k.old == nil {
+			delete(c.dirty, at)
+		}
+	}
+}
+
+// clean makes a dirty page durable.
+func (k *chunk) clean(i int64) {
+	k.old[i] = nil
+	k.set[i/64] &^= 1 << (i % 64)
+	if k.set == [chunkPages / 64]uint64{} {
+		k.old = nil
+	}
+}
+
+// giveUp is what the kernel does with dirty pages that could not be written back.
+func (c *content) giveUp() {
+	if c.dropped == nil {
+		c.dropped = make(map[int64]bool)
+	}
+	for at, k := range c.dirty {
+		for i := range int64(chunkPages) {
+			if k.isDirty(i) {
+				c.dropped[at*chunkPages+i] = true
+			}
+		}
+	}
 }
 
 // commitPages makes some pages durable, and the size.
 func (c *content) commitPages(from, to int64) {
 	for pg := from; pg < to; pg++ {
 		if k, i := c.chunkOf(pg, false); k != nil && k.isDirty(i) {
-			k.old[i] = nil
-			k.set[i/64] &^= 1 << (i % 64)
-			if k.set == [chunkPages / 64]uint64{} {
-				k.old = nil
+			if k.clean(i); k.old == nil {
 				delete(c.dirty, pg/chunkPages)
 			}
 		}

@@ -3,6 +3,7 @@ package vfs
 import (
 	"maps"
 	"math/rand/v2"
+	"syscall"
 )
 
 // CrashMode says what a power loss leaves of what was not synced.
@@ -54,6 +55,49 @@ func (m *Mem) Crash(r *rand.Rand, mode CrashMode) *Mem {
 	k := &forker{to: f, r: r, mode: mode, names: m.survivingNames(r, mode), done: make(map[*node]*node)}
 	f.mu.root = k.node(m.mu.root)
 	return f
+}
+
+// Kill ends the process that uses the file system, and not the machine: its locks and open
+// files are gone, and what was not synced is there, still not synced. (CrashKept is the same with
+// everything synced in that moment.) Behind a Faulty, call its Crash first; the next process
+// takes a new one.
+func (m *Mem) Kill() {
+	m.world.Lock()
+	defer m.world.Unlock()
+	m.mu.process++
+	clear(m.mu.locks)
+	var visit func(n *node)
+	visit = func(n *node) {
+		n.opens = 0
+		for _, e := range n.entries {
+			visit(e)
+		}
+	}
+	visit(m.mu.root)
+	for n := range m.mu.orphans {
+		n.opens = 0
+		m.reapLocked(n)
+	}
+}
+
+// FailSync is a sync of a file that fails, as Linux does it: what could not be written back is
+// still what reads see, but no later sync will write it. Only writing it again makes it count.
+func (m *Mem) FailSync(name string) error {
+	m.world.RLock()
+	defer m.world.RUnlock()
+	m.mu.Lock()
+	n, err := m.walkLocked(split(name))
+	m.mu.Unlock()
+	if err == nil && n.dir {
+		err = syscall.EISDIR
+	}
+	if err != nil {
+		return pathErr("sync", name, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.data.giveUp()
+	return nil
 }
 
 // survivingNames returns the durable names of the directories that differ from node.durable.

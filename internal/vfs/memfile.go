@@ -16,6 +16,8 @@ type memFile struct {
 	name   string
 	flag   int
 	closed atomic.Bool
+
+	process int // of Mem.mu, when it was opened
 }
 
 func (f *memFile) writable() bool { return f.flag&syscall.O_ACCMODE != syscall.O_RDONLY }
@@ -271,7 +273,9 @@ func (f *memFile) closeLocked() error {
 	if f.closed.Swap(true) {
 		return pathErr("close", f.name, fs.ErrClosed)
 	}
-	f.n.opens--
-	f.fs.reapLocked(f.n)
+	if f.process == f.fs.mu.process {
+		f.n.opens--
+		f.fs.reapLocked(f.n)
+	}
 	return nil
 }

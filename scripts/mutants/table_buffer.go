@@ -106,4 +106,16 @@ var bufferMutants = []Mutant{
 		Old:  "	if b.synced.Load() < target {\n		b.synced.Store(target)\n	}\n", New: "	if target = b.lastSeq.Load(); b.synced.Load() < target {\n		b.synced.Store(target)\n	}\n",
 		Package: bufferDir, Tests: "^TestSyncCoversOnlyWhatCameBefore$",
 	},
+	{
+		Name: "failed-sync-of-earlier-process-forgotten", Contract: "C2", Breaks: "a log whose sync failed is opened without writing again what the kernel gave up",
+		File: "volumedriver/writebuffer/recover.go",
+		Old:  "	return r.mend()\n", New: "	return nil\n",
+		Package: bufferDir, Tests: "^TestFailedSyncOfAnEarlierProcess$",
+	},
+	{
+		Name: "mark-of-failed-sync-removed-early", Contract: "C2", Breaks: "the mark of a failed sync goes before what it stands for is synced",
+		File: "volumedriver/writebuffer/mend.go",
+		Old:  "	r.b.mended.Store(true)\n	return nil\n", New: "	r.b.mended.Store(true)\n	r.b.unmark()\n	return nil\n",
+		Package: bufferDir, Tests: "^TestFailedSyncOfAnEarlierProcess$",
+	},
 }

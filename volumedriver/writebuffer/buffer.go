@@ -62,6 +62,7 @@ type Buffer struct {
 		records, clusters, userBytes, writtenBytes, batches, directBytes atomic.Uint64
 		syncs, syncCalls, reads, spaceWaits, aheadBytes                  atomic.Uint64
 	}
+	mended    atomic.Bool // a mark of a failed sync is to be removed after the next one
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -179,7 +180,7 @@ func RemoveAll(ctx context.Context, fsys vfs.FS, dir string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, ok := parseSegmentName(f.Name()); !ok && f.Name() != noteName {
+		if _, ok := parseSegmentName(f.Name()); !ok && f.Name() != noteName && f.Name() != failedName {
 			continue
 		}
 		if err := fsys.Remove(dir + "/" + f.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -398,15 +398,20 @@ func (r *recovery) discard() error {
 		}
 	}
 	if len(r.drop) > 0 {
-		return fsys.SyncDir(r.b.opts.Dir)
+		if err := fsys.SyncDir(r.b.opts.Dir); err != nil {
+			return err
+		}
 	}
-	return nil
+	return r.mend()
 }
+
+// durable is the last record that is known to be on the disk.
+func (r *recovery) durable() uint64 { return max(r.b.opts.FromSeq, min(r.synced, r.seq)) }
 
 // adopt makes the recovered segments those of the buffer.
 func (r *recovery) adopt() {
 	b := r.b
-	durable := max(b.opts.FromSeq, min(r.synced, r.seq))
+	durable := r.durable()
 	b.mu.Lock()
 	b.segs.Store(&r.segs)
 	total := int64(0)

@@ -128,12 +128,12 @@ func (b *Buffer) syncNow() error {
 			b.stats.syncs.Add(1)
 		}
 		if err != nil {
-			return b.sync.fail(fmt.Errorf("sync %s: %w", p.seg.path, err))
+			return b.failed(fmt.Errorf("sync %s: %w", p.seg.path, err))
 		}
 	}
 	if dir > 0 {
 		if err := b.opts.FS.SyncDir(b.opts.Dir); err != nil {
-			return b.sync.fail(fmt.Errorf("sync directory %s: %w", b.opts.Dir, err))
+			return b.failed(fmt.Errorf("sync directory %s: %w", b.opts.Dir, err))
 		}
 	}
 	var adopt []*segment
@@ -155,5 +155,6 @@ func (b *Buffer) syncNow() error {
 	if b.synced.Load() < target {
 		b.synced.Store(target)
 	}
+	b.unmark()
 	return nil
 }
