@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -298,6 +299,13 @@ func TestDirectoryErrors(t *testing.T) {
 		"short log": {func(t *testing.T, dir string) {
 			if err := os.Truncate(filepath.Join(dir, logFile), 8192); err != nil {
 				t.Fatal(err)
+			}
+		}, metadata.ErrCorrupt},
+		"lost log and state": {func(t *testing.T, dir string) {
+			for _, name := range []string{logFile, stateFile, markerFile} {
+				if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
 			}
 		}, metadata.ErrCorrupt},
 		"lost log": {func(t *testing.T, dir string) {

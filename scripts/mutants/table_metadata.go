@@ -121,7 +121,19 @@ var metadataMutants = []Mutant{
 	{
 		Name: "snapshot-names-not-synced", Contract: "C3", Breaks: "the log is shortened before the files of the snapshot are durable by their names",
 		File: "metadata/raftnode/snapshot.go",
-		Old:  "	return vfs.OS.SyncDir(s.dir)\n", New: "	_, _ = vfs.OS.Stat(s.dir)\n	return nil\n",
+		Old:  "if err := vfs.OS.SyncDir(s.dir); err != nil {", New: "if _, err := vfs.OS.Stat(s.dir); err != nil {",
+		Package: raftDir, Tests: "^TestPowerLossEverywhere$",
+	},
+	{
+		Name: "log-made-behind-node-file", Contract: "C2", Breaks: "a node's log is made after the file that says that there is a node: torn, it looks like damage",
+		File: "metadata/raftnode/dir.go",
+		Old:  "if err := vfs.OS.Rename(d.file(newLogFile), path); errors.Is(err, fs.ErrNotExist) {", New: "if err := d.makeLog(); err != nil {\n\t\t\treturn err\n\t\t}\n\t\tif err := vfs.OS.Rename(d.file(newLogFile), path); errors.Is(err, fs.ErrNotExist) {",
+		Package: raftDir, Tests: "^TestDirectoryErrors$",
+	},
+	{
+		Name: "half-bootstrap-believed", Contract: "C2", Breaks: "a bootstrap that power cut in the middle counts as done: no leader, ever",
+		File: "metadata/raftnode/node.go",
+		Old:  "term > 1, nil", New: "term > 0, nil",
 		Package: raftDir, Tests: "^TestPowerLossEverywhere$",
 	},
 }
