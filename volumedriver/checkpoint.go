@@ -8,9 +8,11 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"scoria/internal/vfs"
 	"scoria/volumedriver/clustermap"
+	"scoria/volumedriver/writebuffer"
 )
 
 // checkpointState is what a volume knows of its map checkpoints.
@@ -73,7 +75,7 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 	}
 	defer c.Abort() // does nothing after Write
 	// What the head covers is safe without the log.
-	if seq > v.committed() {
+	if !v.awaitCommit(ctx, seq) {
 		if err := v.buf.Sync(ctx); err != nil {
 			return fmt.Errorf("map checkpoint: %w", err)
 		}
@@ -88,6 +90,33 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 		return err
 	}
 	return v.prunePacks()
+}
+
+// commitPatience is how long a checkpoint waits for the head to reach it.
+const commitPatience = 5 * time.Second
+
+// awaitCommit tells whether the head covers record seq. While the volume drains as fast as
+// it can, the head gets there soon: waiting for it saves the log, of which most is about to
+// be removed, from being written to the disk. The map goes on meanwhile, as far as it may.
+func (v *Volume) awaitCommit(ctx context.Context, seq uint64) bool {
+	limit := time.NewTimer(commitPatience)
+	defer limit.Stop()
+	for {
+		news := v.drain.news.wait()
+		if seq <= v.committed() {
+			return true
+		}
+		if v.d.pool.Fill() != writebuffer.FillHigh || v.cmap.DirtyBytes() > v.d.opts.CheckpointDirty/2 || v.trouble.cause() != nil {
+			return false
+		}
+		select {
+		case <-news: // of each upload and commit, and of trouble
+		case <-limit.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 const stateName = "state"

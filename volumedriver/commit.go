@@ -91,7 +91,7 @@ func (v *Volume) settleLog() {
 	}
 	started := v.spawn(func() {
 		defer v.settling.Store(false)
-		if err := v.buf.Sync(v.ctx); err != nil && v.ctx.Err() == nil {
+		if err := v.buf.SyncEnd(v.ctx); err != nil && v.ctx.Err() == nil {
 			v.trouble.set("sync the local log", err)
 		}
 	})

@@ -49,6 +49,9 @@ func TestCrash(t *testing.T) {
 	for time.Now().Before(end) {
 		plan := volumetest.Plan{Seed: r.Uint64(), Rounds: 4, Steps: 150, Clusters: 256, Options: smallOptions(), Journal: r.IntN(2) == 0,
 			Loss: vfs.Modes()[r.IntN(4)], Wipe: r.IntN(5) == 0, CrashOpen: r.IntN(3) == 0}
+		if r.IntN(2) == 0 {
+			plan.Options.WriteBufferBytes = 512 << 10 // cached segments are removed all the time
+		}
 		switch r.IntN(5) {
 		case 0:
 		case 1, 2:

@@ -248,3 +248,48 @@ func TestSalvage(t *testing.T) {
 	r.restart(true)
 	r.check(r.open("v"), 8*cluster, pattern(5, 0, cluster))
 }
+
+// TestDamagedHeader: the header of the oldest segment that is needed is damaged. Whether the log may
+// begin anew behind the published head depends on what the segments behind it say was flushed.
+func TestDamagedHeader(t *testing.T) {
+	const dir = "/gw/volumes/0000000000000001/log"
+	for name, flushed := range map[string]bool{"flushed": true, "not flushed": false} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			h := r.volume("v", 1<<20)
+			p := pattern(1, 0, 64*cluster)
+			r.must(h.WriteAt(r.ctx, p, 0, true))
+			r.must(h.Drain(r.ctx, nil))
+			old, err := r.fs.ReadDir(dir)
+			r.must(err)
+			for i := range uint64(3) { // an SCO each
+				r.must(h.WriteAt(r.ctx, pattern(2+i, 0, 16*cluster), 16*i*cluster, flushed))
+			}
+			disk := r.fs.(*vfs.Mem).Crash(nil, vfs.CrashKept)
+			r.must(h.Close())
+			_ = r.d.Close(r.ctx)
+			r.fs = disk
+			for _, e := range old { // as if room had been needed
+				r.must(r.fs.Remove(filepath.Join(dir, e.Name())))
+			}
+			list, err := r.fs.ReadDir(dir)
+			r.must(err)
+			if len(list) < 2 {
+				t.Fatalf("%d segments: nobody is left to tell", len(list))
+			}
+			f, err := r.fs.OpenFile(filepath.Join(dir, list[0].Name()), os.O_RDWR, 0)
+			r.must(err)
+			_, err = f.WriteAt([]byte("rot"), 40)
+			r.must(err)
+			r.must(f.Close())
+			r.d = r.start(r.opts)
+			h, err = r.d.OpenVolume(r.ctx, "v")
+			if flushed {
+				r.want(err, volumedriver.ErrCorrupt)
+				return
+			}
+			r.must(err)
+			r.check(h, 0, p)
+		})
+	}
+}

@@ -27,8 +27,8 @@ type Options struct {
 	MapCacheBytes int64 // memory for map pages of all volumes; default 256 MiB
 	MapDiskBytes  int64 // local copies of map packs that are in the object store too; default 1 GiB
 
-	SCOClusters    int           // clusters of an SCO, 1..16384; default 2048 (8 MiB)
-	TLogSCOs       int           // SCOs of a TLog, 1..1024; default 16
+	SCOClusters    int           // clusters of an SCO, 1..16384; default 4096 (16 MiB)
+	TLogSCOs       int           // SCOs of a TLog, 1..1024; default 8
 	Uploads        int           // SCOs on their way to the object store at a time, over all volumes; default 4
 	ReadAheadBytes int64         // memory for read-ahead, over all volumes; default 64 MiB; negative: none
 	DrainDelay     time.Duration // dirty data older than this is drained; default 30 s; negative: only when it must
@@ -53,7 +53,7 @@ func (o *Options) ensureDefaults() {
 	def(&o.MapCacheBytes, 256<<20)
 	def(&o.MapDiskBytes, 1<<30)
 	def(&o.SCOClusters, sco.DefaultClusters)
-	def(&o.TLogSCOs, 16)
+	def(&o.TLogSCOs, 8)
 	def(&o.Uploads, 4)
 	def(&o.ReadAheadBytes, 64<<20)
 	def(&o.DrainDelay, 30*time.Second)

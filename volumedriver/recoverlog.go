@@ -45,10 +45,10 @@ func (o *opening) openLog(ctx context.Context, s *state, base, maxSCO uint64) er
 	case err == nil:
 		v.buf = buf
 	case errors.Is(err, fs.ErrNotExist) && base <= committed,
-		errors.Is(err, writebuffer.ErrCorrupt) && base <= committed && found.LastSeq < from,
+		errors.Is(err, writebuffer.ErrCorrupt) && base <= committed && found.EndsBefore(from),
 		errors.Is(err, writebuffer.ErrGap) && s.Drained:
 		// The log lost its end with the machine's power, but only what the object store
-		// has: where flushed records follow, the segment they are in is found.
+		// has, and what nobody had flushed.
 		o.buf.MinSCO = max(maxSCO, found.LastSCO) + 1
 		if v.buf, err = o.freshLog(ctx, from+1); err != nil {
 			return err

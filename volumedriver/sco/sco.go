@@ -22,7 +22,7 @@ const (
 	MaxNumber       = 1<<36 - 1 // largest number of an SCO or a TLog; 0 is invalid
 	MaxPack         = 1<<32 - 1 // largest number of a map pack; 0 is invalid
 	MaxClusters     = 1 << 14   // most clusters of an SCO
-	DefaultClusters = 2048      // 8 MiB
+	DefaultClusters = 4096      // 16 MiB
 	ClusterSize     = 4096      // bytes
 )
 

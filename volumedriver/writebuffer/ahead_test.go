@@ -248,3 +248,37 @@ func TestWriteOut(t *testing.T) {
 		t.Error("writing out made something count as synced")
 	}
 }
+
+// TestNoWriteOutAtFullDrain: while the Pool drains as fast as it can, old segments are about to be
+// uploaded and removed, and are not written out.
+func TestNoWriteOutAtFullDrain(t *testing.T) {
+	pool := newTestPool(t, PoolOptions{MemoryBytes: -1, HardBytes: 1 << 20, SoftFraction: 0.5})
+	opts := testOptions(vfs.NewMem(vfs.MemOptions{}), pool, new(journal))
+	opts.Direct, opts.maxUnsynced = -1, 1
+	b := create(t, opts)
+	r := rand.New(rand.NewPCG(1, 1))
+	marked := func() (n int) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, s := range *b.segs.Load() {
+			if s.writeOut {
+				n++
+			}
+		}
+		return n
+	}
+	early, segments := 0, 0
+	for pool.Fill() != FillHigh {
+		early = marked()
+		if err := b.Append(t.Context(), []Op{write(r, 0, 16)}); err != nil {
+			t.Fatal(err)
+		}
+		segments++
+	}
+	if err := b.Append(t.Context(), []Op{write(r, 0, 16)}); err != nil {
+		t.Fatal(err)
+	}
+	if n := marked(); early == 0 || n != early {
+		t.Errorf("%d segments to be written out before the drain was at its full speed, %d after, of %d", early, n, segments)
+	}
+}

@@ -234,6 +234,7 @@ func (b *Buffer) closeSegment() {
 	b.releaseTail()
 	b.openBytes.Store(0)
 	b.pressed.Store(false)
+	soon := b.pool.Fill() == FillHigh // then what is old is uploaded and removed before long, and need not be written at all
 	b.mu.Lock()
 	seg.state, seg.entries = stateClosed, entries
 	synced := seg.syncedSize == seg.size
@@ -241,7 +242,10 @@ func (b *Buffer) closeSegment() {
 		b.dropUnsyncedLocked(seg)
 	}
 	free := b.retireLocked(seg)
-	late := b.lateLocked()
+	var late []*segment
+	if !soon {
+		late = b.lateLocked()
+	}
 	b.mu.Unlock()
 	if synced {
 		b.pool.files.adopt(seg)

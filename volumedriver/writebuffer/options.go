@@ -167,7 +167,15 @@ type Recovery struct {
 	CutBytes   int64 // bytes discarded
 	CutSCOs    int   // whole segments discarded
 	LostSynced bool  // records are among them that had been synced (only with Options.Salvage)
+
+	// Synced is the greatest record that anything here says was synced. It is told with ErrCorrupt, too.
+	Synced uint64
 }
+
+// EndsBefore tells of an Open that failed with ErrCorrupt that the log ended before record from was
+// reached, with nothing lost that a sync had promised: power was lost, and what the log lacks is
+// in the object store up to from, and behind it was never synced. The log may begin anew there.
+func (r *Recovery) EndsBefore(from uint64) bool { return r.LastSeq < from && r.Synced <= from }
 
 // ClosedSCO is an SCO that is complete and not yet disposable.
 type ClosedSCO struct {

@@ -53,7 +53,7 @@ func TestPacing(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		pool := newTestPool(t, PoolOptions{HardBytes: hard, MemoryBytes: -1})
 		opts := testOptions(vfs.NewMem(vfs.MemOptions{}), pool, new(journal))
-		opts.Applied, opts.SCOClusters, opts.Direct = nil, 64, -1 // 256 KiB: as 8 MiB to a buffer of 2 GiB
+		opts.Applied, opts.SCOClusters, opts.Direct = nil, 64, -1 // 256 KiB: as 16 MiB to a buffer of 4 GiB
 		b := create(t, opts)
 		var wg sync.WaitGroup
 		wg.Go(func() { drainer(ctx, b, drain, 16) })

@@ -108,6 +108,7 @@ type recovery struct {
 	chain  uint32
 	epoch  uint64
 	synced uint64 // greatest claim found anywhere
+	broken error  // why the oldest segment that is needed is of no use
 
 	cutFile *segmentFile // holds the first thing that does not count; nil: nothing does not
 	cutAt   int64        // what of it counts
@@ -162,7 +163,12 @@ func (r *recovery) run(ctx context.Context, replay func(*Entry) error) error {
 	if err := r.scanAll(ctx, rest, replay); err != nil {
 		return err
 	}
+	r.readNote()
+	r.out.Synced = r.synced
 	r.out.LastSeq, r.out.LastSCO = r.seq, r.files[len(r.files)-1].number
+	if r.broken != nil {
+		return r.broken
+	}
 	r.out.FirstSeq = r.seq + 1
 	if len(r.segs) > 0 {
 		r.out.FirstSeq = r.segs[0].firstSeq
@@ -173,7 +179,6 @@ func (r *recovery) run(ctx context.Context, replay func(*Entry) error) error {
 	if r.seq < opts.FromSeq {
 		return fmt.Errorf("the log ends at record %d, the map is at %d (%s): %w", r.seq, opts.FromSeq, r.out.Cut, ErrCorrupt)
 	}
-	r.readNote()
 	if r.synced > r.seq {
 		if !opts.Salvage {
 			why := r.cut
@@ -305,7 +310,10 @@ func (r *recovery) take(file *segmentFile, res result, first bool, replay func(*
 	}
 	if first {
 		if res.err != nil {
-			return fmt.Errorf("%s: the oldest segment that is needed: %w: %w", file.path, res.err, ErrCorrupt)
+			// The others are looked at for what they say was synced.
+			r.broken = fmt.Errorf("%s: the oldest segment that is needed: %w: %w", file.path, res.err, ErrCorrupt)
+			r.cut = r.broken
+			return nil
 		}
 		if found.header.firstSeq > opts.FromSeq+1 {
 			return fmt.Errorf("records from %d on are here, from %d on are needed: %w", found.header.firstSeq, opts.FromSeq+1, ErrGap)

@@ -64,6 +64,18 @@ func (b *Buffer) Sync(ctx context.Context) error {
 const syncAlways = ^uint64(0)
 
 func (b *Buffer) syncTo(ctx context.Context, target uint64) error {
+	return b.syncOnce(ctx, func() bool { return b.synced.Load() >= target }, b.syncNow)
+}
+
+// SyncEnd makes the end of the log durable where no part of its newest segment is, and nothing
+// before it: then disposable segments may be removed, of which much was perhaps never
+// written to the disk, and need not be. It makes no promise about any record.
+func (b *Buffer) SyncEnd(ctx context.Context) error {
+	return b.syncOnce(ctx, func() bool { return b.newestBare() == nil }, b.syncEnd)
+}
+
+// syncOnce runs a sync, one at a time, unless it is done.
+func (b *Buffer) syncOnce(ctx context.Context, done func() bool, run func() error) error {
 	s := &b.sync
 	s.mu.Lock()
 	for {
@@ -74,13 +86,13 @@ func (b *Buffer) syncTo(ctx context.Context, target uint64) error {
 		case s.closed:
 			s.mu.Unlock()
 			return fmt.Errorf("write buffer %s: %w", b.opts.Dir, ErrClosed)
-		case b.synced.Load() >= target:
+		case done():
 			s.mu.Unlock()
 			return nil
 		case !s.running:
 			s.running = true
 			s.mu.Unlock()
-			err := b.syncNow()
+			err := run()
 			s.mu.Lock()
 			s.running = false
 			if s.done != nil {
@@ -156,5 +168,54 @@ func (b *Buffer) syncNow() error {
 		b.synced.Store(target)
 	}
 	b.unmark()
+	return nil
+}
+
+// newestBare returns the newest segment if nothing of it is known to be durable.
+func (b *Buffer) newestBare() *segment {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	segs := *b.segs.Load()
+	if n := len(segs); n > 0 && segs[n-1].syncedSize == 0 {
+		return segs[n-1]
+	}
+	return nil
+}
+
+// syncEnd syncs the newest segment and the directory. syncNow does not run meanwhile.
+func (b *Buffer) syncEnd() error {
+	seg := b.newestBare()
+	if seg == nil {
+		return nil
+	}
+	b.mu.Lock()
+	size, dir := seg.size, b.mu.newNames
+	b.mu.Unlock()
+	h, err := b.pool.files.acquire(b.opts.FS, seg)
+	if err == nil {
+		err = errors.Join(h.f.Sync(), h.unref())
+		b.stats.syncs.Add(1)
+	}
+	if err != nil {
+		return b.sync.fail(fmt.Errorf("sync %s: %w", seg.path, err))
+	}
+	// The names of the segments in front of it, too: else they could be missing between it
+	// and what is removed.
+	if err := b.opts.FS.SyncDir(b.opts.Dir); err != nil {
+		return b.sync.fail(fmt.Errorf("sync directory %s: %w", b.opts.Dir, err))
+	}
+	b.mu.Lock()
+	seg.syncedSize = size
+	whole := seg.state != stateOpen && size == seg.size
+	if whole {
+		b.dropUnsyncedLocked(seg)
+	}
+	b.mu.newNames -= dir
+	free := b.evictableLocked()
+	b.mu.Unlock()
+	if whole {
+		b.pool.files.adopt(seg)
+	}
+	b.pool.enlist(b, free)
 	return nil
 }

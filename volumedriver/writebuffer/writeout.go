@@ -9,7 +9,8 @@ import (
 const (
 	// maxUnsynced is how many bytes of closed segments a log keeps in the page cache before it
 	// begins to write them out, oldest first. A FLUSH that comes after a long time without one finds
-	// no more than that to do, and a burst that is shorter does not pay for it.
+	// no more than that to do, and a burst that is shorter does not pay for it. While all volumes drain
+	// as fast as they can nothing is written out: what would be is about to be removed.
 	maxUnsynced = 256 << 20
 	// writeOutPiece is how much is given to the kernel at a time, which may wait for the disk.
 	writeOutPiece = 1 << 20
