@@ -31,6 +31,7 @@ type Config struct {
 	DrainDelay  time.Duration // age at which dirty data goes to the disk servers; 30 s, < 0: only when it must
 	SpaceWait   time.Duration // how long a write waits for a full file system before ENOSPC; 30 s, < 0: not
 	Maintenance time.Duration // between rounds of maintenance; 10 s
+	DiskCheck   time.Duration // between looks at disk servers with addresses of their own, which may be new or changed; 5 s
 
 	Version string
 	Logger  *slog.Logger
@@ -67,6 +68,9 @@ func (c *Config) ensureDefaults() error {
 	}
 	if c.WriteBuffer < 64<<20 {
 		return fmt.Errorf("%w: write buffer of %d bytes: want at least 64 MiB", ErrConfig, c.WriteBuffer)
+	}
+	if c.DiskCheck == 0 {
+		c.DiskCheck = 5 * time.Second
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -33,7 +33,9 @@ type disk struct {
 	uuid string
 	addr string // as the ABM knows it
 	api  osd.API
-	err  error // why it could not be opened; api is nil then
+	err  error // why it could not be opened (api is nil then), or is not in use
+
+	strange bool // it answers, and err says why it is not used all the same
 }
 
 // disks are the disk servers, by address.
@@ -41,8 +43,9 @@ type disks struct {
 	log    *slog.Logger
 	shared *osd.Shared
 	list   []*disk
+	held   map[string]bool // see judge; of who tends the disks
 
-	mu     sync.Mutex
+	mu     sync.Mutex         // guards also uuid, err and strange of disks with addresses of their own
 	remote map[string]osd.API // by address and identity, connected on demand
 	closed bool
 }
@@ -95,7 +98,7 @@ func (d *disks) dial(addr, uuid string) (osd.API, error) {
 // openDisks opens the disk servers under the data directory, all at once. One that cannot be
 // opened does not stop the others: the system starts degraded and says so.
 func openDisks(d *dataDir, cfg *Config) (*disks, error) {
-	ds := &disks{log: cfg.Logger, shared: osd.NewShared(sharedIndexCache)}
+	ds := &disks{log: cfg.Logger, shared: osd.NewShared(sharedIndexCache), held: make(map[string]bool)}
 	if len(cfg.RemoteOSDs) > 0 {
 		for _, addr := range cfg.RemoteOSDs {
 			ds.list = append(ds.list, &disk{name: addr, addr: addr})
@@ -201,16 +204,10 @@ func isGone(dir string) (bool, error) {
 	return len(entries) == 0, nil
 }
 
-// register tells the ABM of all disk servers and claims them. Those that were in this system
-// before and are no more are declared lost, so that their data is repaired elsewhere.
-func (ds *disks) register(ctx context.Context, reg abm.API, backend, node string, remote bool) error {
+// register tells the ABM of the disk servers in this process and claims them. Those that were in this
+// system before and are no more are declared lost, so that their data is repaired elsewhere.
+func (ds *disks) register(ctx context.Context, reg abm.API, backend, node string) error {
 	for _, k := range ds.list {
-		if remote && k.api == nil {
-			if err := ds.connect(ctx, k); err != nil {
-				k.err = err
-				ds.log.Error("disk server is not reached; the system runs without it", "osd", k.name, "err", err)
-			}
-		}
 		if k.api == nil {
 			continue
 		}
@@ -219,21 +216,12 @@ func (ds *disks) register(ctx context.Context, reg abm.API, backend, node string
 			k.err = fmt.Errorf("%s: %w", k.name, err)
 			continue
 		}
-		o := metadata.OSD{UUID: info.UUID, Node: node, Addr: k.addr, Capacity: info.Capacity, Used: info.Used, Full: info.Full}
-		if _, err := reg.SeenOSD(ctx, o); err != nil {
-			return fmt.Errorf("register disk server %s: %w", k.name, err)
-		}
-		rec, err := reg.ClaimOSD(ctx, info.UUID)
-		if err != nil {
-			return fmt.Errorf("claim disk server %s: %w", k.name, err)
-		}
-		if err := k.api.Claim(ctx, backend, uint32(rec.ID)); err != nil {
-			k.err = fmt.Errorf("%s: %w", k.name, err)
+		if err := registerDisk(ctx, reg, k, info, backend, node); errors.Is(err, errNotClaimed) {
+			k.err = err
 			ds.log.Error("disk server does not accept its owner; the system runs without it", "osd", k.name, "err", err)
+		} else if err != nil {
+			return err
 		}
-	}
-	if remote {
-		return nil
 	}
 	return ds.declareLost(ctx, reg)
 }
@@ -256,18 +244,6 @@ func (ds *disks) declareLost(ctx context.Context, reg abm.API) error {
 		}
 	}
 	return nil
-}
-
-// connect asks the disk server at k.addr who it is, and then talks to that one only.
-func (ds *disks) connect(ctx context.Context, k *disk) error {
-	probe := osd.Dial(k.addr, "", osd.ClientOptions{})
-	info, err := probe.Info(ctx)
-	if err = errors.Join(err, probe.Close()); err != nil {
-		return err
-	}
-	k.uuid = info.UUID
-	k.api, err = ds.dial(k.addr, k.uuid)
-	return err
 }
 
 // Close closes all disk servers and connections.

@@ -79,6 +79,9 @@ func (s *System) openStore(ctx, run context.Context) error {
 	}
 	s.client = c
 	s.onClose(func(context.Context) error { return c.Close() })
+	if len(s.cfg.RemoteOSDs) > 0 {
+		s.background("disk servers", func() error { return s.tendDisks(run) })
+	}
 	reg := registry{abm: s.abm, client: c, gateway: s.parts.Gateway}
 	if err := reg.finishDeletes(ctx); err != nil {
 		return err

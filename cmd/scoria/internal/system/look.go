@@ -186,12 +186,12 @@ func (s *System) OSDs(ctx context.Context) ([]admin.OSD, error) {
 			out[i].WrongFragments = uint64(d.Wrong)
 		}
 	}
-	for _, k := range s.disks.known() { // those that have never got as far as the ABM
-		known := slices.ContainsFunc(recs, func(r metadata.OSD) bool { return r.Addr == k.addr })
-		if !known {
-			o := admin.OSD{UUID: k.uuid, Addr: k.addr, State: "unknown", Problem: k.name + " is not running"}
-			if k.err != nil {
-				o.Problem = k.err.Error()
+	for _, k := range s.disks.known() { // those that have never got as far as the ABM, and those that are refused
+		strange, uuid, err := s.disks.view(k)
+		if strange || !slices.ContainsFunc(recs, func(r metadata.OSD) bool { return r.Addr == k.addr }) {
+			o := admin.OSD{UUID: uuid, Addr: k.addr, State: "unknown", Problem: k.name + " is not running"}
+			if err != nil {
+				o.Problem = err.Error()
 			}
 			out = append(out, o)
 		}
@@ -206,6 +206,11 @@ func (s *System) leftOnLost(ctx context.Context, recs []metadata.OSD) (map[metad
 	if !slices.ContainsFunc(recs, func(r metadata.OSD) bool { return r.State == metadata.OSDLost }) {
 		return nil, nil
 	}
+	return s.fragments(ctx)
+}
+
+// fragments counts those that each disk server holds.
+func (s *System) fragments(ctx context.Context) (map[metadata.OSDID]uint64, error) {
 	infos, err := s.nsm.Namespaces(ctx)
 	if err != nil {
 		return nil, err

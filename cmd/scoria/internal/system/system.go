@@ -47,6 +47,8 @@ type System struct {
 	parts   Parts
 	data    *dataDir // nil: joined
 	disks   *disks   // nil: joined
+	backend string   // id of this system, to which disk servers are bound
+	node    string   // name of this machine
 	abm     abm.API
 	nsm     nsm.API
 	client  *alba.Client
@@ -174,15 +176,17 @@ func (s *System) openDisks(ctx context.Context, _ context.Context) error {
 	}
 	s.disks, s.parts.OSD = ds, ds.api
 	s.onClose(func(context.Context) error { return ds.Close() })
-	backend, err := s.abm.BackendID(ctx)
-	if err != nil {
+	if s.backend, err = s.abm.BackendID(ctx); err != nil {
 		return fmt.Errorf("backend id: %w", err)
 	}
-	node, err := os.Hostname()
-	if err != nil {
-		node = "localhost"
+	if s.node, err = os.Hostname(); err != nil {
+		s.node = "localhost"
 	}
-	return ds.register(ctx, s.abm, backend, node, len(s.cfg.RemoteOSDs) > 0)
+	if len(s.cfg.RemoteOSDs) > 0 {
+		_, err := s.tend(ctx)
+		return err
+	}
+	return ds.register(ctx, s.abm, s.backend, s.node)
 }
 
 func (s *System) serve(_, run context.Context) error {
