@@ -23,6 +23,9 @@ func (w *world) sample() {
 	}
 	w.checkEpochs()
 	w.judgeDamage()
+	for _, d := range w.disks {
+		w.replaceRefusing(d)
+	}
 	if !w.held.Load() && w.gw.up && w.gw.gone() { // nobody else may have noticed
 		w.takeGateway()
 		w.endGateway(w.nextLoss, false, w.nextDown, rand.New(rand.NewPCG(w.plan.Seed, uint64(time.Since(w.start)))))
@@ -198,7 +201,7 @@ func (w *world) shutdown() {
 		v.mu.stop = true
 		v.mu.changed.Broadcast()
 		v.mu.Unlock()
-		for _, l := range v.lanes {
+		for _, l := range v.all() {
 			if c := l.conn; c != nil {
 				_ = c.Close()
 			}
@@ -243,6 +246,37 @@ func (w *world) createLater(e event, r *rand.Rand) {
 	})
 }
 
+// growLater makes a volume larger under its clients; the new part gets a client of its own.
+func (w *world) growLater(r *rand.Rand) {
+	v := w.someVolume(r)
+	if v == nil || !w.gatewayUp() || len(v.all()) >= 6 || v.growing.Swap(true) {
+		w.note("skipped", 1)
+		return
+	}
+	base, ops := v.size.Load(), min(10+r.IntN(100), w.plan.Most)
+	size := uint64(16+r.IntN(150)) * cluster
+	sys := w.gw.sys
+	w.background(func() {
+		defer v.growing.Store(false)
+		for w.ctx.Err() == nil && !v.gone.Load() {
+			_, err := sys.UpdateVolume(w.ctx, v.name, admin.UpdateVolume{Size: base + size})
+			if err == nil {
+				v.size.Store(base + size)
+				w.background(v.addLane(base, size, ops).run)
+				return
+			}
+			w.log.Info("volume not grown", "volume", v.name, "err", err)
+			if w.excuse() == "" && !w.gw.dying() && !v.gone.Load() && w.ctx.Err() == nil {
+				w.fail(fmt.Errorf("grow volume %s: %w", v.name, err))
+			}
+			sleep(3 * time.Second)
+			if !w.held.Load() {
+				sys = w.gw.sys
+			}
+		}
+	})
+}
+
 // deleteLater deletes a volume under its clients.
 func (w *world) deleteLater(r *rand.Rand) {
 	v := w.someVolume(r)
@@ -260,7 +294,7 @@ func (w *world) deleteLater(r *rand.Rand) {
 	w.background(func() {
 		defer w.deleting.Add(-1)
 		v.end()
-		for _, l := range v.lanes {
+		for _, l := range v.all() {
 			l.disconnect()
 		}
 		for w.ctx.Err() == nil {

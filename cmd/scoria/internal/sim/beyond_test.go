@@ -66,7 +66,7 @@ func (w *world) checkBeyond() error {
 func (w *world) readPieces(v *volume) (failed int, err error) {
 	const piece = 16 * cluster
 	var c *nbdtest.Client
-	for _, l := range v.lanes {
+	for _, l := range v.all() {
 		for off := uint64(0); off < l.model.Size() && w.ctx.Err() == nil; off += piece {
 			if c == nil {
 				if c, err = w.dialNBD(w.ctx, v.name); err != nil {

@@ -9,9 +9,9 @@ import (
 )
 
 // readVolume reads what the lanes of a volume have, again and again while there is an excuse for failures.
-func (w *world) readVolume(v *volume) ([][]byte, error) {
+func (w *world) readVolume(v *volume, lanes []*lane) ([][]byte, error) {
 	for begin := time.Now(); ; sleep(time.Second) {
-		content, err := w.tryRead(v)
+		content, err := w.tryRead(v, lanes)
 		if err == nil || w.ctx.Err() != nil {
 			return content, err
 		}
@@ -22,7 +22,7 @@ func (w *world) readVolume(v *volume) ([][]byte, error) {
 	}
 }
 
-func (w *world) tryRead(v *volume) ([][]byte, error) {
+func (w *world) tryRead(v *volume, lanes []*lane) ([][]byte, error) {
 	c, err := w.dialNBD(w.ctx, v.name)
 	if err != nil {
 		return nil, err
@@ -32,7 +32,7 @@ func (w *world) tryRead(v *volume) ([][]byte, error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	var content [][]byte
-	for _, l := range v.lanes {
+	for _, l := range lanes {
 		p := make([]byte, l.model.Size())
 		if err := dev.ReadAt(w.ctx, p, l.base); err != nil {
 			return nil, errors.Join(err, c.Close())
@@ -46,12 +46,13 @@ func (w *world) tryRead(v *volume) ([][]byte, error) {
 // back: each client's part must be a state of it that is late enough, and together they must
 // be a prefix: what began after something was acknowledged is not there without it.
 func (w *world) checkRecovered(v *volume, what loss) error {
-	content, err := w.readVolume(v)
+	lanes := v.all()
+	content, err := w.readVolume(v, lanes)
 	if err != nil || w.ctx.Err() != nil {
 		return err
 	}
 	present, absent := int64(0), int64(1)<<62
-	for i, l := range v.lanes {
+	for i, l := range lanes {
 		l.disconnect()
 		atLeast := l.acked.Load()
 		switch what {

@@ -23,6 +23,39 @@ type damage struct {
 	lost     int                // so many writes are answered and not done
 	misplace int                // ... are done elsewhere in the file
 	bad      map[string][]int64 // unreadable blocks of files, by offset
+
+	refuse   int   // so many writes fail, done in part,
+	refusal  error // with this
+	unsynced int   // so many syncs fail
+}
+
+// accept ends failing writes and syncs.
+func (d *damage) accept() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuse, d.unsynced = 0, 0
+}
+
+// refused tells whether the next write fails.
+func (d *damage) refused() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.refuse == 0 {
+		return nil
+	}
+	d.refuse--
+	return d.refusal
+}
+
+// unsyncable tells whether the next sync fails.
+func (d *damage) unsyncable() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.unsynced == 0 {
+		return false
+	}
+	d.unsynced--
+	return true
 }
 
 const badBlock = 4096
@@ -79,7 +112,7 @@ func (w *world) mayDamage(d *disk) bool {
 		w.note("skipped", 1)
 		return false
 	}
-	w.hurt[d.host] = time.Now()
+	w.hurt[d.host], w.scars[d.host] = time.Now(), true
 	w.troubleAt(d.host, 5*time.Minute) // until a scrub has found it
 	return true
 }
@@ -179,9 +212,30 @@ func replaceDisk(w *world, e event, r *rand.Rand) {
 	w.replace(d)
 }
 
+// replaceRefusing does what status asks for where a disk server has found its log damaged and
+// takes no writes any more. That of a disk that was never damaged must not come to that.
+func (w *world) replaceRefusing(d *disk) {
+	if !d.up || d.gone() {
+		return
+	}
+	info, err := d.store.Info(w.ctx)
+	_, hurt := w.hurt[d.host]
+	switch {
+	case err != nil || info.Failed == "":
+	case !w.scars[d.host] && !d.gone():
+		w.fail(fmt.Errorf("%s refuses writes, though its disk is well: %s", d.host, info.Failed))
+	case hurt || len(w.hurt) < w.plan.Bears: // otherwise when the others are healed
+		w.hurt[d.host] = time.Now()
+		w.troubleAt(d.host, 5*time.Minute)
+		d.kill(vfs.CrashKept, nil)
+		w.replace(d)
+	}
+}
+
 func (w *world) replace(d *disk) {
 	old := d.id
 	d.empty()
+	w.scars[d.host] = false
 	w.note("disks replaced", 1)
 	if err := errors.Join(w.operator().SetOSDState(w.ctx, metadata.OSDID(old), metadata.OSDLost), d.start()); err != nil {
 		w.fail(fmt.Errorf("replace %s: %w", d.host, err))

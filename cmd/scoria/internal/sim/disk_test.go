@@ -61,7 +61,11 @@ func (m *machine) dieAt(k int64, r *rand.Rand) {
 // lose makes of the disk what the crash leaves.
 func (m *machine) lose(mode vfs.CrashMode, r *rand.Rand) {
 	m.fs.Crash()
-	m.mem = m.mem.Crash(r, mode)
+	if mode == vfs.CrashKept { // the process only: what was not synced is still not synced
+		m.mem.Kill()
+	} else {
+		m.mem = m.mem.Crash(r, mode)
+	}
 	m.up = false
 	m.isDown.Store(true)
 }
@@ -103,7 +107,7 @@ func (d *disk) empty() {
 func (d *disk) start() error {
 	d.boot()
 	s, err := osd.Open("/osd", osd.Options{
-		FS: slowFS{d.fs, &d.machine}, UUID: d.uuid, SegmentSize: 512 << 10, FlushBytes: 1 << 20, ReapBytes: 128 << 10, Logger: d.w.log.With("host", d.host),
+		FS: slowFS{d.fs, &d.machine, d.mem}, UUID: d.uuid, SegmentSize: 512 << 10, FlushBytes: 1 << 20, ReapBytes: 128 << 10, Logger: d.w.log.With("host", d.host),
 	})
 	if err != nil {
 		d.up = false
@@ -151,7 +155,8 @@ func (d *disk) kill(mode vfs.CrashMode, r *rand.Rand) {
 // not the small files around them.
 type slowFS struct {
 	*vfs.Faulty
-	m *machine
+	m   *machine
+	mem *vfs.Mem // below
 }
 
 func (s slowFS) OpenFile(name string, flag int, perm fsMode) (vfs.File, error) {
@@ -162,12 +167,13 @@ func (s slowFS) OpenFile(name string, flag int, perm fsMode) (vfs.File, error) {
 	if !isData(name) {
 		return f, nil
 	}
-	return slowFile{f, s.m, name}, nil
+	return slowFile{f, s.m, s.mem, name}, nil
 }
 
 type slowFile struct {
 	vfs.File
 	m    *machine
+	mem  *vfs.Mem
 	name string
 }
 
@@ -193,6 +199,14 @@ func (f slowFile) WriteVAt(b [][]byte, off int64) (int, error) {
 	for _, p := range b {
 		n += len(p)
 	}
+	if err := f.m.damage.refused(); err != nil {
+		part := b[0][:f.m.w.chance.Int64N(int64(len(b[0])+1))/512*512]
+		if _, wrong := f.File.WriteAt(part, off); wrong != nil {
+			return 0, wrong
+		}
+		f.m.w.note("writes refused", 1)
+		return len(part), fmt.Errorf("write %s at %d: %w", f.name, off, err)
+	}
 	if off = f.m.damage.write(f.name, off, n); off < 0 {
 		return n, nil
 	}
@@ -201,6 +215,10 @@ func (f slowFile) WriteVAt(b [][]byte, off int64) (int, error) {
 
 func (f slowFile) Sync() error {
 	f.pause()
+	if f.m.damage.unsyncable() {
+		f.m.w.note("syncs failed", 1)
+		return errors.Join(syscall.EIO, f.mem.FailSync(f.name))
+	}
 	return f.File.Sync()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"syscall"
 	"time"
 
 	"scoria/cmd/scoria/internal/admin"
@@ -27,6 +28,8 @@ var faults = []fault{
 	{"gateway wiped", 2, 20 * time.Second, func(w *world, e event, r *rand.Rand) { w.crashGateway(vfs.CrashLost, true, e, r) }},
 	{"gateway slow", 2, 20 * time.Second, func(w *world, e event, r *rand.Rand) { w.slow(&w.gw.machine, e, r) }},
 	{"gateway full", 2, 20 * time.Second, gatewayFull},
+	{"gateway's disk refuses writes", 4, 30 * time.Second, gatewayRefusesWrites},
+	{"gateway's disk fails to sync", 5, 30 * time.Second, gatewayFailsSync},
 	{"disk server killed", 6, 20 * time.Second, func(w *world, e event, r *rand.Rand) { w.crashDisk(w.disks[e.Host], vfs.CrashKept, e, r) }},
 	{"disk server loses power", 6, 60 * time.Second, func(w *world, e event, r *rand.Rand) { w.crashDisk(w.disks[e.Host], lossMode(r), e, r) }},
 	{"disk server dies at an operation", 6, 10 * time.Second, diskDiesAt},
@@ -54,6 +57,7 @@ var faults = []fault{
 	{"metadata answers lost", 5, 0, func(w *world, _ event, r *rand.Rand) { w.gw.lose.Store(int32(1 + r.IntN(4))) }},
 	{"drain", 4, 0, drainVolume},
 	{"volume created", 3, 0, func(w *world, e event, r *rand.Rand) { w.createLater(e, r) }},
+	{"volume grown", 4, 0, func(w *world, _ event, r *rand.Rand) { w.growLater(r) }},
 	{"volume deleted", 2, 0, func(w *world, _ event, r *rand.Rand) { w.deleteLater(r) }},
 }
 
@@ -105,6 +109,36 @@ func gatewayFull(w *world, e event, r *rand.Rand) {
 	}
 	w.troubleAt("gateway", e.For)
 	w.after(e.For, free)
+}
+
+// gatewayRefusesWrites lets some writes to the gateway's logs fail, done in part: such a write
+// must not be acknowledged, and what it leaves must not come up again.
+func gatewayRefusesWrites(w *world, e event, r *rand.Rand) {
+	d := &w.gw.damage
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuse += 1 + r.IntN(4)
+	d.refusal = []error{syscall.EIO, syscall.ENOSPC}[r.IntN(2)]
+	w.troubleAt("gateway", e.For)
+	w.after(e.For, d.accept)
+}
+
+// gatewayFailsSync lets syncs of the gateway's logs fail, after which the kernel takes what it
+// did not write for clean. The operator restarts the gateway, or the whole machine, after a while.
+func gatewayFailsSync(w *world, e event, r *rand.Rand) {
+	d := &w.gw.damage
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unsynced += 1 + r.IntN(3)
+	w.troubleAt("gateway", e.For+time.Minute)
+	mode := vfs.CrashKept
+	if r.IntN(3) == 0 {
+		mode = lossMode(r)
+	}
+	w.after(e.For, func() {
+		d.accept()
+		w.crashGateway(mode, false, event{For: time.Duration(r.Int64N(int64(20 * time.Second)))}, r)
+	})
 }
 
 func diskFull(w *world, e event, r *rand.Rand) {
@@ -211,8 +245,9 @@ func drainVolume(w *world, _ event, r *rand.Rand) {
 		return
 	}
 	sys := w.gw.sys
-	before := make([]int64, len(v.lanes))
-	for i, l := range v.lanes {
+	lanes := v.all()
+	before := make([]int64, len(lanes))
+	for i, l := range lanes {
 		before[i] = l.acked.Load()
 	}
 	w.background(func() {
@@ -222,7 +257,7 @@ func drainVolume(w *world, _ event, r *rand.Rand) {
 			w.note("drains failed", 1)
 			return
 		}
-		for i, l := range v.lanes {
+		for i, l := range lanes {
 			raise(&l.drained, before[i])
 		}
 	})

@@ -38,11 +38,12 @@ var finalChecks = []finalCheck{
 // checkContent: each volume holds exactly what its clients have written.
 func (w *world) checkContent() error {
 	for _, v := range w.volumes() {
-		content, err := w.readVolume(v)
+		lanes := v.all()
+		content, err := w.readVolume(v, lanes)
 		if err != nil {
 			return err
 		}
-		for i, l := range v.lanes {
+		for i, l := range lanes {
 			if err := l.model.Check(0, content[i]); err != nil {
 				return fmt.Errorf("%w: volume %s, client %d at %d: %w", errWrong, v.name, i, l.base, err)
 			}

@@ -100,7 +100,7 @@ func (g *gateway) start(ctx context.Context, k int64, r *rand.Rand) error {
 			ScrubInterval: 90 * time.Second, RepairAge: 5 * time.Second, RepairAfter: 3 * time.Minute,
 		},
 		Driver: volumedriver.Options{
-			FS: slowFS{g.fs, &g.machine}, WriteBufferBytes: bufferBytes, MapCacheBytes: 256 << 10, MapDiskBytes: 1 << 20,
+			FS: slowFS{g.fs, &g.machine, g.mem}, WriteBufferBytes: bufferBytes, MapCacheBytes: 256 << 10, MapDiskBytes: 1 << 20,
 			SCOClusters: 24, TLogSCOs: 4, Uploads: 3, ReadAheadBytes: 512 << 10, DrainDelay: 10 * time.Second, IdleDelay: 20 * time.Second,
 			CheckpointDirty: 16 << 10, CheckpointTLogs: 3,
 		},

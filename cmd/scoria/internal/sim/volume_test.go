@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,11 +21,13 @@ const cluster = 4096
 // does one thing at a time there, and knows every state of it; together they say what
 // the volume may look like (check.go).
 type volume struct {
-	w     *world
-	name  string
-	size  uint64
-	lanes []*lane
+	w      *world
+	name   string
+	number uint64
+	size   atomic.Uint64
+	lanes  atomic.Pointer[[]*lane] // all(); they become more when the volume grows
 
+	growing atomic.Bool
 	tickets atomic.Int64 // order of operations over all lanes
 	gone    atomic.Bool  // deleted, or being
 
@@ -58,16 +61,32 @@ type lane struct {
 }
 
 func newVolume(w *world, name string, spec volumeSpec) *volume {
-	v := &volume{w: w, name: name, size: spec.Clusters * cluster, flushMu: make(chan struct{}, 1)}
+	v := &volume{w: w, name: name, number: spec.Number, flushMu: make(chan struct{}, 1)}
+	v.size.Store(spec.Clusters * cluster)
 	v.mu.changed = sync.NewCond(&v.mu.Mutex)
+	v.lanes.Store(new([]*lane))
 	share := spec.Clusters / uint64(spec.Lanes)
 	for i := range spec.Lanes {
-		v.lanes = append(v.lanes, &lane{
-			v: v, n: i, base: uint64(i) * share * cluster, model: volumetest.NewModel(share * cluster),
-			r: rand.New(rand.NewPCG(w.plan.Seed, spec.Number<<16|uint64(i)+100)), stamp: spec.Number<<48 | uint64(i)<<40, ops: spec.Ops,
-		})
+		v.addLane(uint64(i)*share*cluster, share*cluster, spec.Ops)
 	}
 	return v
+}
+
+// all lists the lanes.
+func (v *volume) all() []*lane { return *v.lanes.Load() }
+
+// addLane makes a client for a part of the volume that no other has, and that is zero.
+func (v *volume) addLane(base, size uint64, ops int) *lane {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	i := len(v.all())
+	l := &lane{
+		v: v, n: i, base: base, model: volumetest.NewModel(size),
+		r: rand.New(rand.NewPCG(v.w.plan.Seed, v.number<<16|uint64(i)+100)), stamp: v.number<<48 | uint64(i)<<40, ops: ops,
+	}
+	list := append(slices.Clone(v.all()), l)
+	v.lanes.Store(&list)
+	return l
 }
 
 // gate closes or opens the gate. Closing waits until all lanes stand there (or have ended).
@@ -76,7 +95,7 @@ func (v *volume) gate(closed bool) {
 	defer v.mu.Unlock()
 	v.mu.closed = closed
 	v.mu.changed.Broadcast()
-	for closed && v.mu.parked < len(v.lanes) {
+	for closed && v.mu.parked < len(v.all()) {
 		v.mu.changed.Wait()
 	}
 }
@@ -146,6 +165,9 @@ func (l *lane) connect() error {
 	c, err := l.v.w.dialNBD(l.v.w.ctx, l.v.name)
 	if err != nil {
 		return err
+	}
+	if end := l.base + l.model.Size(); c.Size < end {
+		l.v.w.fail(fmt.Errorf("%w: volume %s has %d bytes, and had %d", errWrong, l.v.name, c.Size, end))
 	}
 	l.conn, l.boot = c, boot
 	l.dev, err = nbdtest.NewRemote(func() (*nbdtest.Client, error) { return c, nil })
@@ -376,14 +398,15 @@ func (l *lane) compare(ctx context.Context, off, length uint64) error {
 
 // flush makes everything durable that any client of the volume has had acknowledged.
 func (l *lane) flush(ctx context.Context) error {
-	before := make([]int64, len(l.v.lanes))
-	for i, o := range l.v.lanes {
+	lanes := l.v.all()
+	before := make([]int64, len(lanes))
+	for i, o := range lanes {
 		before[i] = o.acked.Load()
 	}
 	if err := l.dev.Flush(ctx); err != nil {
 		return err
 	}
-	for i, o := range l.v.lanes {
+	for i, o := range lanes {
 		raise(&o.flushed, before[i])
 	}
 	return nil

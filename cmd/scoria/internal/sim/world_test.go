@@ -66,6 +66,7 @@ type world struct {
 	deleting     atomic.Int32         // volumes
 	clientsCut   atomic.Bool          // some have lost their connections, or will at some byte
 	hurt         map[string]time.Time // disks with damage that may not be healed
+	scars        map[string]bool      // disks that were ever damaged
 	wiped        bool                 // the gateway's disk was lost
 	phase        phase
 	epochs       map[metadata.VolumeID]metadata.Epoch
@@ -96,7 +97,7 @@ func (l *lockedRand) Int64N(n int64) int64 {
 func (w *world) nextUUID() uint64 { return w.uuids.Add(1) }
 
 func newWorld(t testing.TB, p plan, log *slog.Logger) *world {
-	w := &world{t: t, plan: p, log: log, net: simnet.New(), meta: newMeta(), start: time.Now(), hurt: map[string]time.Time{}, epochs: map[metadata.VolumeID]metadata.Epoch{}}
+	w := &world{t: t, plan: p, log: log, net: simnet.New(), meta: newMeta(), start: time.Now(), hurt: map[string]time.Time{}, scars: map[string]bool{}, epochs: map[metadata.VolumeID]metadata.Epoch{}}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.chance.r = rand.New(rand.NewPCG(p.Seed, 2))
 	w.net.SetWindow(1 << 30)
@@ -324,7 +325,7 @@ func (w *world) create(sys *system.System, name string, spec volumeSpec) error {
 	if w.held.Load() { // created while the gateway dies
 		v.mu.closed = true
 	}
-	for _, l := range v.lanes {
+	for _, l := range v.all() {
 		w.background(l.run)
 	}
 	return nil
@@ -356,7 +357,7 @@ func (w *world) startDisk(d *disk) {
 		return
 	}
 	err := d.start()
-	if _, hurt := w.hurt[d.host]; err != nil && hurt {
+	if err != nil && w.scars[d.host] {
 		w.log.Info("a damaged disk does not open; it is replaced", "host", d.host, "err", err)
 		w.replace(d)
 	} else if err != nil {
