@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -73,9 +72,10 @@ func NewServer(opts Options) *Server {
 	s := &Server{opts: opts}
 	s.http = &http.Server{
 		// A page in a browser on this machine must not reach what has no password.
-		Handler:           http.NewCrossOriginProtection().Handler(s.routes()),
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       time.Minute,
+		Handler:           working(http.NewCrossOriginProtection().Handler(s.routes())),
+		ConnContext:       withMember,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second, // with the body: no request has a long one
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug),
@@ -85,7 +85,7 @@ func NewServer(opts Options) *Server {
 
 // Serve answers requests on ln until Shutdown or Close; it then returns nil.
 func (s *Server) Serve(ln net.Listener) error {
-	err := s.http.Serve(&limitListener{Listener: ln, slots: make(chan struct{}, maxConnections)})
+	err := s.http.Serve(newCrowd(ln, maxConnections))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -276,36 +276,4 @@ func AsError(err error) *Error {
 		code = CodeUnavailable
 	}
 	return &Error{Code: code, Message: err.Error()}
-}
-
-// limitListener accepts at most cap(slots) connections at a time; more wait in the backlog.
-type limitListener struct {
-	net.Listener
-	slots chan struct{}
-}
-
-func (l *limitListener) Accept() (net.Conn, error) {
-	l.slots <- struct{}{}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	return &limitConn{Conn: c, release: func() { <-l.slots }}, nil
-}
-
-type limitConn struct {
-	net.Conn
-	once    sync.Once
-	release func()
-	err     error
-}
-
-// Close gives the slot back once, whoever calls it how often.
-func (c *limitConn) Close() error {
-	c.once.Do(func() {
-		c.err = c.Conn.Close()
-		c.release()
-	})
-	return c.err
 }

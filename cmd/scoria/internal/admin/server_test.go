@@ -324,7 +324,8 @@ func TestHostileClients(t *testing.T) {
 	}
 }
 
-// TestSlowClients: many that send a byte and wait keep nobody else out, and a limit holds.
+// TestSlowClients: more peers than there are places, which send a byte or nothing and wait, keep
+// nobody out; those that have waited for longest make room.
 func TestSlowClients(t *testing.T) {
 	c, addr := start(t, &fake{}, nil)
 	var conns []net.Conn
@@ -333,63 +334,90 @@ func TestSlowClients(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	for range maxConnections - 1 {
+	for i := range 2 * maxConnections {
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		conns = append(conns, conn)
-		if _, err := io.WriteString(conn, "G"); err != nil {
+		if _, err := io.WriteString(conn, "G"[:i%2]); err != nil {
 			t.Fatal(err)
 		}
 	}
+	began := time.Now()
 	if _, err := c.Status(t.Context()); err != nil {
 		t.Errorf("beside %d slow clients: %v", len(conns), err)
 	}
+	if took := time.Since(began); took > 4*time.Second { // their headers have 5 s
+		t.Errorf("it waited %v for slow clients", took)
+	}
+	if n, err := conns[0].Read(make([]byte, 1)); err == nil {
+		t.Errorf("the oldest one was told %d bytes, and not sent away", n)
+	}
 }
 
-// TestSlots: connections beyond the limit wait for one of the others to end.
-func TestSlots(t *testing.T) {
+// TestCrowd: a connection with a request in work keeps its place, and then others wait; the one
+// that was quiet for longest makes room; Close ends who waits.
+func TestCrowd(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &limitListener{Listener: ln, slots: make(chan struct{}, 1)}
-	accepted := make(chan net.Conn)
+	l := newCrowd(ln, 2)
+	accepted := make(chan *member)
 	var accept sync.WaitGroup
 	accept.Go(func() {
+		defer close(accepted)
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			accepted <- c
+			accepted <- c.(*member)
 		}
 	})
-	for range 2 {
+	dial := func() net.Conn {
 		c, err := net.Dial("tcp", ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		t.Cleanup(func() { _ = c.Close() })
+		return c
 	}
+	dial()
 	first := <-accepted
-	if len(l.slots) != 1 {
-		t.Error("no slot is taken")
+	first.work(true)
+	quiet := dial()
+	second := <-accepted
+	dial()
+	third := <-accepted
+	if n, err := quiet.Read(make([]byte, 1)); err == nil {
+		t.Errorf("the quiet one read %d bytes, and was to make room", n)
 	}
-	select {
-	case <-accepted:
-		t.Error("a second connection got in")
-	default:
-	}
-	for range 2 { // giving back twice must not free two slots
-		if err := first.Close(); err != nil {
+	third.work(true)
+	dial()        // has to wait
+	for range 2 { // giving back twice must not free two places
+		if err := errors.Join(second.Close(), third.Close()); err != nil {
 			t.Error(err)
 		}
 	}
-	second := <-accepted
-	if err := errors.Join(second.Close(), l.Close()); err != nil {
+	fourth := <-accepted
+	fourth.work(true)
+	l.mu.Lock()
+	if l.taken != 2 || l.quiet.Len() != 0 {
+		t.Errorf("%d places taken, %d quiet", l.taken, l.quiet.Len())
+	}
+	l.mu.Unlock()
+	dial()
+	fourth.work(false) // answered: it can make room now
+	fifth := <-accepted
+	fifth.work(true)
+	dial() // waits, until the listener closes
+	if err := errors.Join(l.Close(), first.Close(), fifth.Close()); err != nil {
 		t.Error(err)
+	}
+	for c := range accepted { // perhaps the one that waited, in the place of one that ended
+		_ = c.Close()
 	}
 	accept.Wait()
 }
