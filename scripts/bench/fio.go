@@ -18,6 +18,8 @@ type load struct {
 	size int64    // bytes of each image that are used
 	secs int      // ignored by a row that runs once
 	log  string   // where fio logs requests per second; "": nowhere
+
+	extra []string // more arguments for all connections
 }
 
 // side is what fio says of reads, writes or syncs.
@@ -77,6 +79,7 @@ func (l load) args() []string {
 	if r.mixRead > 0 {
 		a = append(a, "--rwmixread="+strconv.Itoa(r.mixRead))
 	}
+	a = append(a, l.extra...)
 	if l.log != "" {
 		a = append(a, "--write_iops_log="+l.log, "--log_avg_msec=1000")
 	}
@@ -179,6 +182,7 @@ func summarize(jobs []fioJob) values {
 		v["client_cpu_us"] /= ios
 	}
 	if len(each) > 1 && slices.Max(each) > 0 {
+		v["worst_p99_us"] = slices.Max(lat["p99_us"])
 		v["fairness"] = slices.Min(each) / slices.Max(each)
 	}
 	return v

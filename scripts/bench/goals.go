@@ -61,6 +61,11 @@ var goals = []goal{
 	{row: "idle-1", figure: "rss_MiB", atMost: true, bound: 150},
 	{row: "idle-1000", figure: "rss_MiB", atMost: true, bound: 600},
 	{row: "rw4k-q32", figure: "rss_MiB", atMost: true, bound: 700},
+	{row: "steady-rw4k-q32", figure: "peak_rss_MiB", atMost: true, bound: 700},
+	{row: "fair-rw4k-q1-greedy", figure: "worst_p99_us", atMost: true, bound: 10_000},
+	{row: "fair-rr4k-q1-greedy", figure: "worst_p99_us", atMost: true, bound: 10_000},
+	{row: "boot", figure: "boot_s", against: []string{"qemu-raw"}, atMost: true, bound: 1.1},
+	{row: "database", figure: "tps", against: []string{"qemu-raw", "nbdkit-file"}, bound: 1},
 	{row: "restart-clean", figure: "first_io_s", atMost: true, bound: 1},
 	{row: "restart-killed", target: "scoria-remote", figure: "first_io_s", atMost: true, bound: 3},
 }

@@ -42,11 +42,11 @@ func TestGoalsJudge(t *testing.T) {
 
 // TestGoalsAreMeasurable: a goal names rows, figures and servers that the modes produce.
 func TestGoalsAreMeasurable(t *testing.T) {
-	figures := []string{"iops", "MBps", "idle_percent", "first_io_s", "drained_MBps", "steady_iops", "max_ms", "rate_deviation"}
+	figures := []string{"iops", "MBps", "idle_percent", "first_io_s", "drained_MBps", "steady_iops", "max_ms", "rate_deviation", "peak_rss_MiB", "worst_p99_us", "boot_s", "tps"}
 	for _, c := range columns {
 		figures = append(figures, c.figure)
 	}
-	prefixes := []string{"steady-", "cold-", "degraded-", "idle-", "restart-", "connections", "volumes", "sustained-"}
+	prefixes := []string{"steady-", "cold-", "degraded-", "idle-", "restart-", "connections", "volumes", "sustained-", "fair-", "boot", "database"}
 	for _, g := range goals {
 		if !slices.Contains(figures, g.figure) || g.otherFigure != "" && !slices.Contains(figures, g.otherFigure) {
 			t.Errorf("%s: no figure is called %q", g.row, g.figure)

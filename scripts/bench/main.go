@@ -33,6 +33,8 @@ type options struct {
 	scoriaArgs                                  []string
 	size, steadySize, sequentialSize, coldSize  int64
 	restartSize                                 int64
+	restartCompress                             string
+	restartSystems                              []string
 	steadySecs, idleSecs                        int
 	idleVolumes, multiVolumes, multiConnections []int
 	report, strict                              bool
@@ -65,7 +67,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	modes := f.String("modes", "compare", "what to run, a list of compare, steady, sequential, cold, idle, restart, multi")
+	modes := f.String("modes", "compare", "what to run, a list of compare, steady, sequential, cold, idle, restart, multi, fair, boot, database")
 	targets := f.String("targets", "scoria,nbdkit-mem,nbdkit-file,qemu-raw,qemu-qcow2", "servers, each also with -tcp, scoria-remote (disk servers as processes), or NAME=URI@PIDFILE; the first is compared with the others")
 	f.StringVar(&o.rows, "rows", "", "rows of the comparison; all when empty")
 	f.IntVar(&o.rounds, "rounds", 3, "rounds")
@@ -79,6 +81,8 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	idle := f.String("idle-volumes", "1,1000", "numbers of volumes of idle systems")
 	volumes := f.String("multi-volumes", "1,16,64", "numbers of volumes used at once; begins with 1")
 	conns := f.String("multi-connections", "1,8,16,64", "numbers of connections to one volume")
+	f.StringVar(&o.restartCompress, "restart-compress", "", "s2 or zstd: the data before restarts compresses well, and is compressed; for more than the disk takes")
+	systems := f.String("restart-systems", "scoria,scoria-remote", "systems that are restarted")
 	f.BoolVar(&o.report, "report", false, "measure nothing, report on the result files given as arguments, pooled")
 	f.BoolVar(&o.strict, "strict", false, "fail when a goal that was measured is not reached")
 	f.Float64Var(&o.maxLoad, "max-load", 0, "refuse to begin under a higher load average; 0: begin")
@@ -103,6 +107,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 		*into = int64(n)
 	}
 	o.modes, o.targets = strings.FieldsFunc(*modes, isSeparator), strings.FieldsFunc(*targets, isSeparator)
+	o.restartSystems = strings.FieldsFunc(*systems, isSeparator)
 	o.scoriaArgs, o.files = strings.Fields(*extra), f.Args()
 	for into, text := range map[*[]int]string{&o.idleVolumes: *idle, &o.multiVolumes: *volumes, &o.multiConnections: *conns} {
 		for _, t := range strings.FieldsFunc(text, isSeparator) {

@@ -20,6 +20,9 @@ var modes = map[string]func(*session, context.Context, *options) error{
 	"idle":       (*session).runIdle,
 	"restart":    (*session).runRestart,
 	"multi":      (*session).runMulti,
+	"fair":       (*session).runFair,
+	"boot":       (*session).runBoot,
+	"database":   (*session).runDatabase,
 }
 
 // with starts a target with its image prefilled, calls f and stops it.

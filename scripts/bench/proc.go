@@ -20,6 +20,7 @@ type snapshot struct {
 	at      time.Time
 	cpu     float64 // seconds, of the processes
 	rss     int64   // bytes
+	peak    int64   // the highest so far; of several processes the sum, though at different times
 	written int64   // bytes that the processes caused to be sent to a disk
 	disk    int64   // bytes that the device wrote, for whomever
 	busy    float64 // seconds of all CPUs that were not idle, for whomever
@@ -61,6 +62,11 @@ func (s *snapshot) addProcess(pid int) error {
 		return err
 	}
 	s.rss += rss << 10
+	peak, err := labelled(fmt.Sprintf("/proc/%d/status", pid), "VmHWM:")
+	if err != nil {
+		return err
+	}
+	s.peak += peak << 10
 	w, err := labelled(fmt.Sprintf("/proc/%d/io", pid), "write_bytes:")
 	if err != nil {
 		return err

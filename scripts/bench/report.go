@@ -38,6 +38,10 @@ func unit(name string) string {
 		return "first_io_s"
 	case name == "sustained-sw1m":
 		return "drained_MBps"
+	case name == "boot":
+		return "boot_s"
+	case name == "database":
+		return "tps"
 	case strings.HasPrefix(name, "steady-"):
 		return "steady_iops"
 	}
@@ -190,7 +194,7 @@ func (d *result) details(b *strings.Builder) {
 
 // others lists the figures that only some rows have.
 func (d *result) others(b *strings.Builder) {
-	extra := []string{"steady_iops", "worst_second_iops", "rate_deviation", "fairness", "idle_percent", "idle_written", "ready_s", "first_io_s", "dirty_MiB"}
+	extra := []string{"steady_iops", "worst_second_iops", "rate_deviation", "fairness", "worst_p99_us", "peak_rss_MiB", "idle_percent", "idle_written", "ready_s", "first_io_s", "dirty_MiB"}
 	var lines []string
 	for _, row := range d.rowNames() {
 		for _, t := range d.servers() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -11,23 +12,27 @@ import (
 // runRestart measures the time from the start of the process to the first answer, after a
 // clean stop and after kill -9 in the middle of writes.
 func (s *session) runRestart(ctx context.Context, o *options) error {
-	s.env.size = o.restartSize
-	for _, remote := range []bool{false, true} {
-		if err := s.restarts(ctx, remote); err != nil {
+	s.env.size, s.compressible = o.restartSize, o.restartCompress != ""
+	for _, name := range o.restartSystems {
+		if err := s.restarts(ctx, name, o.restartCompress); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *session) restarts(ctx context.Context, remote bool) (err error) {
-	name := map[bool]string{false: "scoria", true: "scoria-remote"}[remote]
-	sys, err := s.system(ctx, name, remote)
+func (s *session) restarts(ctx context.Context, name, compress string) (err error) {
+	sys, err := s.system(ctx, name, name == "scoria-remote")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, sys.stop()) }()
-	if err := sys.create(ctx, "bench", s.env.size); err != nil {
+	if compress == "" {
+		err = sys.create(ctx, "bench", s.env.size)
+	} else if err = sys.run(ctx, "preset", "create", "packed", "--policy", "4,2,5,6", "--compression", compress); err == nil {
+		err = sys.run(ctx, "volume", "create", "bench", "--size", strconv.FormatInt(s.env.size, 10), "--preset", "packed")
+	}
+	if err != nil {
 		return err
 	}
 	t := sys.target("bench", false)

@@ -19,6 +19,8 @@ type session struct {
 	out    io.Writer
 	result *result
 	path   string // of the result file
+
+	compressible bool // prefilled data
 }
 
 // compare runs the rows on all targets. Each round runs each row on every target, the order
@@ -71,7 +73,11 @@ func (s *session) prefill(ctx context.Context, t *target) error {
 	if err != nil {
 		return err
 	}
-	v, err := s.measure(ctx, t, load{row: r, uris: []string{t.uri}, size: s.env.size})
+	l := load{row: r, uris: []string{t.uri}, size: s.env.size}
+	if s.compressible {
+		l.extra = []string{"--buffer_compress_percentage=95"}
+	}
+	v, err := s.measure(ctx, t, l)
 	if err != nil {
 		return fmt.Errorf("prefill %s: %w", t.name, err)
 	}
@@ -136,7 +142,7 @@ func (s *session) measure(ctx context.Context, t *target, l load) (values, error
 	v["other_cores"] = (after.busy - before.busy - (after.cpu - before.cpu) - o.cpu.Seconds()) / wall
 	if len(t.pids) > 0 {
 		v["cpu_us"] = (after.cpu - before.cpu) / float64(o.ios) * 1e6
-		v["rss_MiB"] = float64(after.rss) / (1 << 20)
+		v["rss_MiB"], v["peak_rss_MiB"] = float64(after.rss)/(1<<20), float64(after.peak)/(1<<20)
 	}
 	if t.counts != nil {
 		now, err := t.readCounters(ctx)
