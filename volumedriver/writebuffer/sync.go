@@ -197,12 +197,12 @@ func (b *Buffer) syncEnd() error {
 		b.stats.syncs.Add(1)
 	}
 	if err != nil {
-		return b.sync.fail(fmt.Errorf("sync %s: %w", seg.path, err))
+		return b.failed(fmt.Errorf("sync %s: %w", seg.path, err))
 	}
 	// The names of the segments in front of it, too: else they could be missing between it
 	// and what is removed.
 	if err := b.opts.FS.SyncDir(b.opts.Dir); err != nil {
-		return b.sync.fail(fmt.Errorf("sync directory %s: %w", b.opts.Dir, err))
+		return b.failed(fmt.Errorf("sync directory %s: %w", b.opts.Dir, err))
 	}
 	b.mu.Lock()
 	seg.syncedSize = size
