@@ -217,12 +217,28 @@ func (c *Client) greet(nc net.Conn, r io.Reader) error {
 	return nil
 }
 
+// slot chooses a connection. Small reads have the first one for themselves, if there are several:
+// the more of them come together the less each costs, and they do not wait behind large values.
+func (c *Client) slot(small bool, try int) *slot {
+	n := len(c.slots)
+	switch {
+	case n == 1:
+		return c.slots[0]
+	case small:
+		return c.slots[try%n]
+	}
+	return c.slots[1+int(c.next.Add(1))%(n-1)]
+}
+
 // do sends a request and waits for its reply. repeat allows a second try when the connection
 // turns out to be dead, which a server's restart leaves.
 func (c *Client) do(ctx context.Context, typ uint8, repeat bool, build func([]byte) ([]byte, [][]byte), result func(*frame.Decoder) [][]byte) error {
+	return c.doBy(ctx, false, typ, repeat, build, result)
+}
+
+func (c *Client) doBy(ctx context.Context, small bool, typ uint8, repeat bool, build func([]byte) ([]byte, [][]byte), result func(*frame.Decoder) [][]byte) error {
 	for try := 0; ; try++ {
-		s := c.slots[int(c.next.Add(1))%len(c.slots)]
-		conn, err := c.connect(ctx, s)
+		conn, err := c.connect(ctx, c.slot(small, try))
 		if err == nil {
 			err = conn.do(ctx, typ, build, result)
 			if repeat && try == 0 && errors.Is(err, ErrUnavailable) && !conn.alive() && ctx.Err() == nil {
@@ -247,13 +263,15 @@ func (c *Client) Read(ctx context.Context, reads []Read) error {
 		return err
 	}
 	// A read whose own form is wrong is answered here.
+	bytes := 0
 	for i := range reads {
+		bytes += len(reads[i].Buf)
 		reads[i].Sums, reads[i].Size, reads[i].Err = reads[i].Sums[:0], 0, nil
 		if len(reads[i].Key) > MaxKey {
 			return c.readValid(ctx, reads)
 		}
 	}
-	err := c.do(ctx, msgRead, true, func(dst []byte) ([]byte, [][]byte) { return appendReads(dst, reads), nil },
+	err := c.doBy(ctx, bytes <= roundBytes, msgRead, true, func(dst []byte) ([]byte, [][]byte) { return appendReads(dst, reads), nil },
 		func(d *frame.Decoder) [][]byte { return decodeReadResults(d, reads) })
 	if err != nil {
 		return err
