@@ -82,6 +82,7 @@ SIGTERM or Ctrl-C stops it: clients get their answers, everything is flushed, no
 	f.StringVar(&mapCache, "map-cache", "256MiB", "memory for cluster maps, of all volumes")
 	f.StringVar(&blockCache, "block-cache", "64MiB", "memory for blocks read from disk servers")
 	f.StringVar(&osdCapacity, "osd-capacity", "0", "space that each disk server in this process may use; 0: what its file system has")
+	f.DurationVar(&cfg.RepairAge, "repair-age", time.Minute, "age from which an object that lacks fragments is repaired; younger ones may still get them")
 	f.StringVar(&logLevel, "log-level", "warn", "debug, info, warn or error")
 	return cmd
 }

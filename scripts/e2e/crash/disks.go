@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"scoria/scripts/e2e/internal/e2e"
@@ -78,58 +76,10 @@ func harm(o options, r *rand.Rand, disks []string) error {
 		}
 		return nil
 	}
-	var files []string
-	for _, d := range disks {
-		err := filepath.WalkDir(d, func(name string, e fs.DirEntry, err error) error {
-			if err != nil || e.IsDir() {
-				return err
-			}
-			if info, err := e.Info(); err != nil {
-				return err
-			} else if info.Size() >= 1<<20 { // fragments, not identities and indexes
-				files = append(files, name)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
+	flipped, err := e2e.Flip(disks, o.flip, r)
+	if err != nil {
+		return err
 	}
-	if len(files) == 0 {
-		return fmt.Errorf("no file of 1 MiB or more in %v to damage", disks)
-	}
-	slices.Sort(files)
-	for range o.flip {
-		if err := flip(files[r.IntN(len(files))], r); err != nil {
-			return err
-		}
-	}
-	fmt.Printf("crash: %d bytes flipped in %d files of %d disk servers\n", o.flip, len(files), len(disks))
+	fmt.Printf("crash: %d bytes flipped on %d disk servers\n", flipped, len(disks))
 	return nil
-}
-
-func flip(name string, r *rand.Rand) (err error) {
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	b := make([]byte, 1)
-	var at int64
-	for range 10000 { // preallocated space that was never written harms nobody
-		at = r.Int64N(info.Size())
-		if _, err := f.ReadAt(b, at); err != nil {
-			return err
-		}
-		if b[0] != 0 {
-			break
-		}
-	}
-	b[0] ^= byte(1 + r.IntN(255))
-	_, err = f.WriteAt(b, at)
-	return err
 }

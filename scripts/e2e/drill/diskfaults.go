@@ -3,13 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"math/rand/v2"
-	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
+
+	"scoria/scripts/e2e/internal/e2e"
 )
 
 // errSkipped: the fault needs what this machine does not give.
@@ -154,62 +152,76 @@ func fullDisks(r *round) error {
 	return err
 }
 
-// flip changes up to n bytes that were written, in the large files of some directories.
-func flip(dirs []string, n int, r *rand.Rand) (flipped int, err error) {
-	var files []string
-	for _, d := range dirs {
-		err := filepath.WalkDir(d, func(name string, e fs.DirEntry, err error) error {
-			if err != nil || e.IsDir() {
-				return err
-			}
-			if info, err := e.Info(); err != nil {
-				return err
-			} else if info.Size() >= 1<<20 { // fragments, not identities and indexes
-				files = append(files, name)
-			}
-			return nil
-		})
-		if err != nil {
-			return 0, err
+// overfill stops so many disk servers that nothing drains, until the write buffer is full and writers wait,
+// and for some seconds more: memory stays bounded, and status tells.
+func overfill(r *round) (err error) {
+	chosen := some(r.r, r.disks, 4, true)
+	begin := time.Now()
+	for _, d := range chosen {
+		if err := d.process.Signal(syscall.SIGSTOP); err != nil {
+			return err
 		}
 	}
-	if len(files) == 0 {
-		return 0, fmt.Errorf("no file of 1 MiB or more in %v to damage", dirs)
-	}
-	slices.Sort(files)
-	for range n {
-		done, err := flipOne(files[r.IntN(len(files))], r)
-		if err != nil {
-			return flipped, err
+	defer func() {
+		r.held += time.Since(begin)
+		for _, d := range chosen {
+			err = errors.Join(err, d.process.Signal(syscall.SIGCONT))
 		}
-		if done {
-			flipped++
+	}()
+	var h health
+	for waits := false; !waits; {
+		if h, err = r.status(); err != nil {
+			return err
 		}
+		waits = h.Buffer.Limit > 0 && h.Buffer.Dirty > h.Buffer.Limit*3/4 && r.load.silent() > time.Second
+		if time.Since(begin) > overfillWithin {
+			return fmt.Errorf("%d of %d bytes of the write buffer are in use after %v, and writers do not wait", h.Buffer.Dirty, h.Buffer.Limit, overfillWithin)
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
-	return flipped, nil
+	time.Sleep(r.between(time.Second, 5*time.Second))
+	if h, err = r.status(); err != nil {
+		return err
+	}
+	r.told = append(r.told, h.Problems...)
+	memory, err := e2e.Resident(r.gateway.Pid())
+	if err != nil {
+		return err
+	}
+	r.note = fmt.Sprintf("%d of %d MiB, %d MiB of memory", h.Buffer.Dirty>>20, h.Buffer.Limit>>20, memory>>20)
+	if h.answered && h.Health == "ok" {
+		return errors.New("the write buffer is full, and status says ok")
+	}
+	if memory > mostMemory {
+		return fmt.Errorf("%d MiB of memory while writers wait", memory>>20)
+	}
+	return nil
 }
 
-func flipOne(name string, r *rand.Rand) (done bool, err error) {
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		return false, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	b := make([]byte, 1)
-	for range 10000 { // preallocated space that was never written harms nobody
-		at := r.Int64N(info.Size())
-		if _, err := f.ReadAt(b, at); err != nil {
-			return false, err
-		}
-		if b[0] != 0 {
-			b[0] ^= byte(1 + r.IntN(255))
-			_, err = f.WriteAt(b, at)
-			return err == nil, err
+const (
+	overfillWithin = 90 * time.Second // of writing, for a load that pauses much
+	mostMemory     = 700 << 20
+)
+
+// wipeDisks ends one or two disk servers and starts them with empty directories: they are claimed
+// while the gateway runs, and what they held is told as lost until it is made anew.
+func wipeDisks(r *round) error {
+	chosen := some(r.r, r.disks, 2, false)
+	r.note = fmt.Sprintf("%d of %d", len(chosen), len(r.disks))
+	begin := time.Now()
+	for _, d := range chosen {
+		if err := d.kill(); err != nil {
+			return err
 		}
 	}
-	return false, nil
+	for _, d := range chosen {
+		if err := r.wipe(d.dir); err != nil {
+			return err
+		}
+		if err := startDisk(d); err != nil {
+			return err
+		}
+	}
+	r.held += time.Since(begin)
+	return r.hold(r.between(5*time.Second, 10*time.Second), true)
 }

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"scoria/scripts/e2e/internal/e2e"
 	"scoria/scripts/e2e/internal/history"
 )
 
@@ -43,7 +44,7 @@ func faults() []fault {
 		{name: "cut clients", strike: cutClients, bound: awayBound},
 		{name: "wipe write buffer, drained", strike: wipeDrained, bound: restartBound, loses: true},
 		{name: "wipe write buffer under load", strike: wipeLoaded, bound: restartBound, promise: history.Drained, loses: true},
-		{name: "full write buffer", strike: fullBuffer, bound: awayBound, errors: true},
+		{name: "full file system of the write buffer", strike: fullBuffer, bound: awayBound, errors: true},
 		{name: "wipe disk servers inside", kind: "inside", strike: wipeInside, bound: restartBound},
 		{name: "flip bytes on disk servers inside", kind: "inside", strike: flipInside, bound: restartBound, loses: true},
 		{name: "kill disk servers", kind: "processes", strike: disksAway((*diskServer).kill, startDisk, 2, false), bound: awayBound},
@@ -51,6 +52,8 @@ func faults() []fault {
 		{name: "stop disk servers", kind: "processes", strike: disksAway(send(syscall.SIGSTOP), send(syscall.SIGCONT), 2, false), bound: awayBound},
 		{name: "hang one disk server", kind: "processes", strike: hangOne, bound: awayBound},
 		{name: "hang one disk server, caches empty", kind: "processes", strike: hangOneCold, bound: awayBound},
+		{name: "full write buffer", kind: "processes", strike: overfill, bound: restartBound, errors: true},
+		{name: "wipe disk servers", kind: "processes", strike: wipeDisks, bound: awayBound},
 		{name: "stop too many disk servers", kind: "processes", strike: disksAway(send(syscall.SIGSTOP), send(syscall.SIGCONT), 4, true), bound: restartBound, errors: true},
 		{name: "part disk servers", kind: "processes", strike: disksAway(func(d *diskServer) error { return d.link.part() }, func(d *diskServer) error { return d.link.heal() }, 2, false), bound: awayBound},
 		{name: "part all disk servers", kind: "processes", strike: disksAway(func(d *diskServer) error { return d.link.part() }, func(d *diskServer) error { return d.link.heal() }, 6, true), bound: restartBound, errors: true},
@@ -249,7 +252,7 @@ func flipInside(r *round) error {
 	if err := r.killGateway(); err != nil {
 		return err
 	}
-	n, err := flip(some(r.r, dirs, 2, false), 50, r.r)
+	n, err := e2e.Flip(some(r.r, dirs, 2, false), 50, r.r)
 	if err != nil {
 		return err
 	}

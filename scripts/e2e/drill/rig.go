@@ -96,7 +96,7 @@ func newRig(o options, kind string, r *rand.Rand) (_ *rig, err error) {
 
 // makeProcesses prepares the gateway, and starts disk servers beside it if they are not inside.
 func (g *rig) makeProcesses(kind string) error {
-	g.gateway.Args = []string{g.bin, "serve", "--data", filepath.Join(g.dir, "data"), "--nbd", g.nbd, "--admin", g.admin, "--write-buffer", "128MiB", "--block-cache", "16MiB"}
+	g.gateway.Args = []string{g.bin, "serve", "--data", filepath.Join(g.dir, "data"), "--nbd", g.nbd, "--admin", g.admin, "--write-buffer", "64MiB", "--block-cache", "16MiB", "--repair-age", "5s"}
 	buffer, err := g.host.smallDisk(filepath.Join(g.dir, "buffer"), 1<<30)
 	if err != nil {
 		return err
@@ -217,7 +217,8 @@ type health struct {
 	answered bool
 	Health   string
 	Problems []string
-	lost     []string // of Problems: what a wiped write buffer took; told until the volume is closed
+	Buffer   struct{ Limit, Dirty uint64 } `json:"write_buffer"`
+	lost     []string                      // of Problems: what a wiped write buffer took; told until the volume is closed
 }
 
 // lostText is how a volume tells that its write buffer was gone.

@@ -53,7 +53,7 @@ func (r *round) dumpStall(silent time.Duration) error {
 	if err != nil {
 		return nil // it is stopped or dead: that is the fault
 	}
-	name := filepath.Join(r.dir, fmt.Sprintf("stall-%d.txt", r.dumps))
+	name := filepath.Join(r.dir, fmt.Sprintf("stall-%d.txt", time.Now().UnixMilli()))
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
 	if err != nil {
 		return nil // likewise
@@ -62,7 +62,7 @@ func (r *round) dumpStall(silent time.Duration) error {
 		return err
 	}
 	r.dumps++
-	fmt.Printf("drill: no answer for %v; goroutines in %s\n", ms(silent), name)
+	fmt.Printf("drill: no answer for %v; goroutines in %s (stays with -keep)\n", ms(silent), name)
 	return os.WriteFile(name, b, 0o600)
 }
 

@@ -31,6 +31,7 @@ type Config struct {
 	DrainDelay  time.Duration // age at which dirty data goes to the disk servers; 30 s, < 0: only when it must
 	SpaceWait   time.Duration // how long a write waits for a full file system before ENOSPC; 30 s, < 0: not
 	Maintenance time.Duration // between rounds of maintenance; 10 s
+	RepairAge   time.Duration // age from which objects that lack fragments are repaired; 1 min
 	DiskCheck   time.Duration // between looks at disk servers with addresses of their own, which may be new or changed; 5 s
 
 	Version string

@@ -94,6 +94,9 @@ func (s *System) openStore(ctx, run context.Context) error {
 	if m.Interval == 0 {
 		m.Interval = s.cfg.Maintenance
 	}
+	if m.RepairAge == 0 {
+		m.RepairAge = s.cfg.RepairAge
+	}
 	agent, err := maintenance.New(m)
 	if err != nil {
 		return fmt.Errorf("maintenance: %w", err)

@@ -146,8 +146,16 @@ func (s *Server) Stop() error { return s.process.End(syscall.SIGTERM, 30*time.Se
 func (s *Server) Alive() bool { return s.process.Alive() }
 
 // Memory returns the resident set now and its highest value, in bytes.
-func (s *Server) Memory() (rss, peak uint64, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Pid()))
+func (s *Server) Memory() (rss, peak uint64, err error) { return memory(s.process.Pid()) }
+
+// Resident returns the resident set of a process, in bytes.
+func Resident(pid int) (uint64, error) {
+	rss, _, err := memory(pid)
+	return rss, err
+}
+
+func memory(pid int) (rss, peak uint64, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, 0, err
 	}
