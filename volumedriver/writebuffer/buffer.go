@@ -84,6 +84,7 @@ type tail struct {
 	noDirect bool  // the file system refuses O_DIRECT
 	zeroed   int64 // up to here the file has zeroes behind size that are on the disk; see extend
 	noAhead  bool  // of seg: extend failed
+	lent     int64 // size of the cached segment whose file seg has; 0: a new one
 }
 
 func newBuffer(opts Options) *Buffer {
@@ -200,10 +201,13 @@ func (b *Buffer) openSegment() error {
 		return fmt.Errorf("write buffer %s: no SCO numbers are left: %w", b.opts.Dir, ErrInvalid)
 	}
 	path := segmentPath(b.opts.Dir, t.nextSCO)
-	// The number was never used; a file of this name is what a failed attempt left.
-	f, err := b.opts.FS.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("new segment: %w", err)
+	f, size := b.reuse(path)
+	if f == nil {
+		// The number was never used; a file of this name is what a failed attempt left.
+		var err error
+		if f, err = b.opts.FS.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
+			return fmt.Errorf("new segment: %w", err)
+		}
 	}
 	seg := &segment{number: t.nextSCO, path: path, firstSeq: t.seq + 1, lastSeq: t.seq, state: stateOpen}
 	seg.indexed.Store(true)
@@ -213,7 +217,7 @@ func (b *Buffer) openSegment() error {
 	t.nextSCO++
 	t.seg, t.file, t.listed, t.tainted = seg, h, false, false
 	t.size, t.clusters, t.heads = 0, 0, 0
-	t.zeroed, t.noAhead = 0, false
+	t.zeroed, t.noAhead = size, false // what is there is as good as zeroes: blocks that have been written
 	t.section.Reset(seg.number)
 	return nil
 }
@@ -273,7 +277,10 @@ func (b *Buffer) releaseTail() {
 			b.opts.Logger.Warn("removing an empty segment failed", "file", t.seg.path, "err", err)
 		}
 	}
-	t.seg, t.file, t.direct = nil, nil, nil
+	if t.lent > 0 {
+		b.pool.unlend(t.lent, true)
+	}
+	t.seg, t.file, t.direct, t.lent = nil, nil, nil, 0
 }
 
 // retireLocked does what follows a change of a segment's state: a closed one without records
@@ -457,6 +464,7 @@ func (b *Buffer) Close() error {
 		b.note.Unlock()
 		var errs []error
 		if b.tail.seg != nil {
+			b.trimAhead()
 			b.releaseTail()
 		}
 		b.mu.Lock()

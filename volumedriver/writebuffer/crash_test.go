@@ -24,6 +24,7 @@ type owner struct {
 	created    bool
 	ahead      uint64 // zeroes that were written ahead of the end
 	removed    int    // segments that were removed with nothing but the log's end synced
+	reused     uint64 // files of cached segments that were written over
 }
 
 // removeUnsynced does what the Pool does when it needs room and nobody has flushed.
@@ -81,7 +82,7 @@ func workload(opts Options, seed uint64, steps int) (o owner, err error) {
 	}
 	o.created = true
 	defer func() { err = errors.Join(err, b.Close()) }()
-	r := rand.New(rand.NewPCG(seed, 77))
+	r := rand.New(rand.NewPCG(seed, 90))
 	for range steps {
 		switch k := r.IntN(12); {
 		case k < 8:
@@ -109,10 +110,13 @@ func workload(opts Options, seed uint64, steps int) (o owner, err error) {
 				b.MarkUploaded(list[0].Number)
 				o.mapSeq, o.disposable = c.LastSeq, c.Number
 				b.MarkDisposable(c.Number)
-				if synced {
+				switch { // those that stay are written over
+				case synced && r.IntN(4) == 0:
 					err = b.Evict(ctx)
-				} else {
+				case !synced && r.IntN(2) == 0:
 					o.removed, err = removeUnsynced(ctx, b, o.removed)
+				case !synced:
+					err = b.SyncEnd(ctx)
 				}
 			}
 		}
@@ -120,7 +124,7 @@ func workload(opts Options, seed uint64, steps int) (o owner, err error) {
 			return o, err
 		}
 	}
-	o.ahead = b.Stats().AheadBytes
+	o.ahead, o.reused = b.Stats().AheadBytes, b.pool.Stats().Reused
 	return o, nil
 }
 
@@ -196,9 +200,10 @@ func TestCrashEverywhere(t *testing.T) {
 	} else if testing.Short() {
 		stride = 5
 	}
-	pool := newTestPool(t, PoolOptions{MemoryBytes: -1})
+	pool := newTestPool(t, PoolOptions{MemoryBytes: -1, reuseAbove: -1})
 	removed := 0
 	for seed := range seeds {
+		before := pool.Stats().Reused
 		complete := new(journal)
 		whole, err := workload(testOptions(vfs.NewMem(vfs.MemOptions{}), pool, complete), seed, steps)
 		if err != nil {
@@ -208,6 +213,9 @@ func TestCrashEverywhere(t *testing.T) {
 			t.Fatalf("seed %d: no zeroes ahead of the end, so no crash meets them", seed)
 		}
 		removed += whole.removed
+		if whole.reused -= before; whole.reused == 0 {
+			t.Fatalf("seed %d: no file was written over, so no crash meets that", seed)
+		}
 		want := complete.list()
 		points := int64(0)
 		stride := stride
@@ -239,7 +247,7 @@ func TestCrashEverywhere(t *testing.T) {
 				})
 			}
 		}
-		t.Logf("seed %d: %d points of failure, %d records, %d segments removed in front of unsynced ones", seed, points, len(want), whole.removed)
+		t.Logf("seed %d: %d points of failure, %d records, %d segments removed in front of unsynced ones, %d written over", seed, points, len(want), whole.removed, whole.reused)
 	}
 	if removed == 0 {
 		t.Fatal("no segment was removed in front of unsynced ones, so no crash meets such a log")

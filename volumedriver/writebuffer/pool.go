@@ -21,6 +21,10 @@ type PoolOptions struct {
 	// MemoryBytes bounds the copies of large writes that are kept for reading and upload,
 	// since their data bypasses the page cache. Default 96 MiB; negative: none.
 	MemoryBytes int64
+
+	// For tests: the fill from which segments' files are reused (default: a little before
+	// they would be deleted).
+	reuseAbove int64
 }
 
 // PoolStats are figures of a Pool. Bytes are of segment files.
@@ -39,6 +43,7 @@ type PoolStats struct {
 	WaitTime    time.Duration // sum of their waits
 	LongestWait time.Duration // longest of them
 	Evicted     uint64        // segments
+	Reused      uint64        // segments whose file was taken for a new one instead
 	EvictFails  uint64        // segments whose removal failed (tried again)
 }
 
@@ -69,6 +74,7 @@ type Pool struct {
 		waiting  int
 		cached   []evictable // oldest first
 		late     []evictable // to be written out
+		lent     int64       // of total: segments that are being overwritten by new ones
 		needed   bool        // a file system was full: evict beyond the limit
 		memory   int64
 		free     [][]byte // buffers for copies, all of the same size
@@ -103,6 +109,9 @@ func NewPool(opts PoolOptions) *Pool {
 	}
 	if opts.MemoryBytes == 0 {
 		opts.MemoryBytes = 96 << 20
+	}
+	if opts.reuseAbove == 0 {
+		opts.reuseAbove = opts.HardBytes - opts.HardBytes/8
 	}
 	p := &Pool{opts: opts, soft: int64(float64(opts.HardBytes) * opts.SoftFraction), kick: make(chan struct{}, 1), kickLate: make(chan struct{}, 1), stop: make(chan struct{})}
 	p.files.max = opts.MaxFiles

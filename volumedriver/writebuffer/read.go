@@ -75,6 +75,9 @@ func (b *Buffer) pread(seg *segment, p []byte, off int64) error {
 	if n == len(p) && errors.Is(err, io.EOF) {
 		err = nil
 	}
+	if err == nil && seg.removed.Load() {
+		err = fs.ErrNotExist // its file may have been written over meanwhile
+	}
 	if err != nil {
 		return fmt.Errorf("read %d bytes at %d of %s: %w", len(p), off, seg.path, err)
 	}
@@ -90,7 +93,9 @@ func (b *Buffer) loadIndex(seg *segment) error {
 	var found *scanned
 	buf, size, err := readWhole(h.f)
 	if err == nil {
-		found, err = scan(*buf, size, ^uint64(0)) // whoever reads verifies
+		// Whoever reads verifies. Here it is for a segment whose file was being written over when the
+		// power failed: what is left of it is not damaged, but gone.
+		found, err = scan(*buf, size, 0)
 		giveReadBuffer(buf)
 	}
 	if err = errors.Join(err, h.unref()); err != nil {

@@ -16,7 +16,8 @@ const (
 	segmentMagic   = 0x53574353 // "SCWS"
 	recordMagic    = 0x52574353 // "SCWR"
 	formatVersion  = 1          // of records
-	segmentVersion = 2          // of segments; 1 has no zeroes behind its records
+	segmentVersion = 3          // of segments that are written over an old one
+	aheadVersion   = 2          // of others; 1 has no zeroes behind its records
 	headerSize     = 64         // of a segment and of a record
 	pageSize       = 4096
 	maxDataOffset  = headerSize + 4*sco.MaxClusters + pageSize
@@ -192,7 +193,7 @@ type scanner struct {
 
 	sums   []byte // of the last record
 	dataAt int64  // of its data
-	cut    error  // why the log ends here, once next returned false; nil: at the end of b, or before zeroes
+	cut    error  // why the segment ends here, once next returned false; nil: at the end of b, or before zeroes
 }
 
 func newScanner(b []byte, verifyAfter uint64) (*scanner, error) {

@@ -110,6 +110,14 @@ type recovery struct {
 	synced uint64 // greatest claim found anywhere
 	broken error  // why the oldest segment that is needed is of no use
 
+	// tail is the end of the last segment that is kept, if old records may follow there: it
+	// becomes the cut unless the next segment continues the log.
+	tail struct {
+		file *segmentFile
+		at   int64
+		why  error
+	}
+
 	cutFile *segmentFile // holds the first thing that does not count; nil: nothing does not
 	cutAt   int64        // what of it counts
 	cut     error
@@ -135,7 +143,7 @@ func Open(ctx context.Context, opts Options, replay func(*Entry) error) (*Buffer
 	none := len(files) == 0
 	if len(files) == 1 && files[0].size <= headerSize { // what a crash in Create leaves?
 		_, _, err := readSegmentHeader(opts.FS, files[0].path)
-		none = errors.Is(err, frame.ErrMagic) || errors.Is(err, frame.ErrTruncated) || errors.Is(err, frame.ErrChecksum)
+		none = isDamage(err)
 	}
 	if none {
 		return nil, Recovery{}, fmt.Errorf("open write buffer %s: no log there: %w", opts.Dir, fs.ErrNotExist)
@@ -163,6 +171,7 @@ func (r *recovery) run(ctx context.Context, replay func(*Entry) error) error {
 	if err := r.scanAll(ctx, rest, replay); err != nil {
 		return err
 	}
+	r.cutTail()
 	r.readNote()
 	r.out.Synced = r.synced
 	r.out.LastSeq, r.out.LastSCO = r.seq, r.files[len(r.files)-1].number
@@ -198,7 +207,7 @@ func (r *recovery) skipCache() (rest []segmentFile, err error) {
 	opts := &r.b.opts
 	rest = r.files
 	for len(rest) > 1 && rest[0].number <= opts.Disposable {
-		next, _, err := readSegmentHeader(opts.FS, rest[1].path)
+		next, err := r.nextHeader(rest[1:])
 		if err != nil || next.firstSeq > opts.FromSeq+1 {
 			break // it is needed, or what follows is damaged: look at it closely
 		}
@@ -213,6 +222,29 @@ func (r *recovery) skipCache() (rest []segmentFile, err error) {
 		rest = rest[1:]
 	}
 	return rest, nil
+}
+
+// nextHeader returns the header of the first of files that has one of its own. In front of it may be
+// cached segments whose files were being written over by newer ones, and that a power loss gave
+// their old names again.
+func (r *recovery) nextHeader(files []segmentFile) (segmentHeader, error) {
+	for _, f := range files {
+		h, _, err := readSegmentHeader(r.b.opts.FS, f.path)
+		switch {
+		case err == nil && h.number == f.number:
+			return h, nil
+		case err != nil && !isDamage(err):
+			return h, err
+		case f.number > r.b.opts.Disposable:
+			return h, fmt.Errorf("%s: not its header: %w", f.path, frame.ErrInvalid)
+		}
+	}
+	return segmentHeader{}, frame.ErrInvalid
+}
+
+// isDamage tells that bytes are wrong, as opposed to unreadable or of a newer version.
+func isDamage(err error) bool {
+	return errors.Is(err, frame.ErrMagic) || errors.Is(err, frame.ErrTruncated) || errors.Is(err, frame.ErrChecksum)
 }
 
 // result is the scan of one file.
@@ -321,10 +353,10 @@ func (r *recovery) take(file *segmentFile, res result, first bool, replay func(*
 		r.seq, r.chain, r.epoch = found.header.firstSeq-1, found.header.prev, found.header.epoch
 	}
 	if r.cut == nil {
-		r.cut = r.fits(file, res)
-		if r.cut == nil {
+		if r.cut = r.fits(file, res); r.cut == nil {
 			return r.keep(file, found, replay)
 		}
+		r.cutTail()
 	}
 	r.drop = append(r.drop, *file)
 	r.out.CutBytes += file.size
@@ -372,12 +404,22 @@ func (r *recovery) keep(file *segmentFile, found *scanned, replay func(*Entry) e
 	seg.indexed.Store(true)
 	r.segs = append(r.segs, seg)
 	r.seq, r.chain, r.epoch = found.lastSeq, found.chain, found.header.epoch
-	if found.cut != nil {
-		r.cut = found.cut
-		r.cutFile, r.cutAt = file, found.end
-		r.out.CutBytes += file.size - found.end
+	r.tail.file, r.tail.at, r.tail.why = file, found.end, found.cut
+	if found.cut != nil && found.header.version < segmentVersion {
+		r.cutTail()
 	}
 	return nil
+}
+
+// cutTail ends the log where the last segment that is kept ends, if anything follows there.
+func (r *recovery) cutTail() {
+	if r.tail.why == nil {
+		return
+	}
+	r.cut = r.tail.why
+	r.cutFile, r.cutAt = r.tail.file, r.tail.at
+	r.out.CutBytes += r.tail.file.size - r.tail.at
+	r.tail.why = nil
 }
 
 // discard removes what does not count, durably, before anything new may be written.

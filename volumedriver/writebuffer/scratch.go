@@ -165,7 +165,11 @@ func (s *scratch) room(b *Buffer, n uint64, kind tlog.Kind) error {
 // segmentHeader puts the header of the open segment in front of its first record.
 func (s *scratch) segmentHeader(b *Buffer) {
 	seg := b.tail.seg
-	h := segmentHeader{version: segmentVersion, volume: b.opts.Volume, number: seg.number, epoch: b.opts.Epoch, firstSeq: seg.firstSeq, synced: s.synced, prev: s.chain}
+	version := uint16(aheadVersion)
+	if b.tail.lent > 0 {
+		version = segmentVersion
+	}
+	h := segmentHeader{version: version, volume: b.opts.Volume, number: seg.number, epoch: b.opts.Epoch, firstSeq: seg.firstSeq, synced: s.synced, prev: s.chain}
 	head := s.take(headerSize)
 	s.chain = h.encode(head)
 	seg.head = s.chain
