@@ -29,6 +29,7 @@ type options struct {
 	only     string
 	report   string
 	keep     bool
+	passes   int
 }
 
 func main() {
@@ -39,6 +40,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64(), "of all random choices")
 	flag.StringVar(&o.only, "only", "", "faults to run, by parts of their names with commas between; default: all")
 	flag.StringVar(&o.report, "report", "", "file for the report as JSON")
+	flag.IntVar(&o.passes, "passes", 1, "rounds of each fault at least, however long they take")
 	flag.BoolVar(&o.keep, "keep", false, "keep data and logs")
 	flag.Parse()
 	interrupted := make(chan os.Signal, 1)
@@ -111,10 +113,10 @@ func drillRig(o options, kind string, list []fault, until time.Time, r *rand.Ran
 			fmt.Fprintln(os.Stderr, "drill: data and logs are kept in", g.dir)
 		}
 	}()
-	for first := true; first || time.Now().Before(until); first = false {
+	for pass := 0; pass < o.passes || time.Now().Before(until); pass++ {
 		r.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 		for _, f := range list {
-			if !first && time.Now().After(until) {
+			if pass >= o.passes && time.Now().After(until) {
 				return nil
 			}
 			res, err := g.round(f, rand.New(rand.NewPCG(r.Uint64(), 5)))
