@@ -19,7 +19,7 @@ var bufferMutants = []Mutant{
 	{
 		Name: "flush-without-sync", Contract: "C2", Breaks: "FLUSH is answered without fdatasync of the log",
 		File: "volumedriver/writebuffer/sync.go",
-		Old:  "err = errors.Join(h.f.Sync(), h.unref())", New: "err = h.unref()",
+		Old:  "			err = errors.Join(h.f.Sync(), h.unref())\n", New: "			err = h.unref()\n",
 		Package: bufferDir, Tests: "^TestCrashEverywhere$",
 	},
 	{
@@ -117,5 +117,17 @@ var bufferMutants = []Mutant{
 		File: "volumedriver/writebuffer/mend.go",
 		Old:  "	r.b.mended.Store(true)\n	return nil\n", New: "	r.b.mended.Store(true)\n	r.b.unmark()\n	return nil\n",
 		Package: bufferDir, Tests: "^TestFailedSyncOfAnEarlierProcess$",
+	},
+	{
+		Name: "note-of-unsynced-records", Contract: "C2", Breaks: "the note says that records are durable which are not synced",
+		File: "volumedriver/writebuffer/note.go",
+		Old:  "	seq := b.synced.Load()\n	rests := seq == b.note.seen\n", New: "	seq := b.lastSeq.Load()\n	rests := seq == b.note.seen || seq > b.synced.Load()\n",
+		Package: bufferDir, Tests: "^TestNoteOnlyAtRest$",
+	},
+	{
+		Name: "note-ignored", Contract: "C2", Breaks: "recovery does not believe the note of the last FLUSH",
+		File: "volumedriver/writebuffer/note.go",
+		Old:  "			r.synced = max(r.synced, n.seq)\n", New: "			_ = n.seq\n",
+		Package: bufferDir, Tests: "^TestNote$",
 	},
 }

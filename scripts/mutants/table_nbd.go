@@ -38,4 +38,28 @@ var nbdMutants = []Mutant{
 		Old:  "		if err := b.errs[i]; err != nil {\n", New: "		if err := b.errs[0]; err != nil {\n",
 		Package: "nbd", Tests: "^TestBatchAnswersEachWrite$",
 	},
+	{
+		Name: "extended-length-cut", Contract: "C7", Breaks: "the length of an extended request is cut to 32 bits",
+		File: "nbd/internal/wire/request.go",
+		Old:  "Length: binary.BigEndian.Uint64(b[24:]),", New: "Length: uint64(uint32(binary.BigEndian.Uint64(b[24:]))),",
+		Package: "nbd", Tests: "^TestRule26",
+	},
+	{
+		Name: "extended-cookie-cut", Contract: "C6", Breaks: "an extended reply goes to the request with the lower half of its cookie",
+		File: "nbd/internal/wire/request.go",
+		Old:  "	dst = binary.BigEndian.AppendUint64(dst, req.Cookie)\n", New: "	dst = binary.BigEndian.AppendUint64(dst, uint64(uint32(req.Cookie)))\n",
+		Package: "nbd", Tests: "^TestRule26",
+	},
+	{
+		Name: "extended-reply-without-offset", Contract: "C6", Breaks: "an extended reply does not name the offset of its request",
+		File: "nbd/internal/wire/request.go",
+		Old:  "	dst = binary.BigEndian.AppendUint64(dst, req.Offset)\n	return binary.BigEndian.AppendUint64(dst, length)\n", New: "	dst = binary.BigEndian.AppendUint64(dst, 0)\n	return binary.BigEndian.AppendUint64(dst, length)\n",
+		Package: "nbd", Tests: "^TestRule26",
+	},
+	{
+		Name: "polls-beside-others", Contract: "C7", Breaks: "a connection polls its socket while others are busy",
+		File: "nbd/poll.go",
+		Old:  "	case p.alone < pollAfter || c.single < pollAfter || !c.srv.polls:", New: "	case c.single < pollAfter || !c.srv.polls:",
+		Package: "nbd", Tests: "^TestPoller$",
+	},
 }

@@ -132,12 +132,12 @@ var volumeMutants = []Mutant{
 	{
 		Name: "checkpoint-ahead-of-log", Contract: "C3", Breaks: "a map checkpoint is saved before the log it was made of is durable",
 		File: "volumedriver/checkpoint.go",
-		Old: `	if seq > v.committed() {
+		Old: `	if !v.awaitCommit(ctx, seq) {
 		if err := v.buf.Sync(ctx); err != nil {
 			return fmt.Errorf("map checkpoint: %w", err)
 		}
 	}
-`, New: "",
+`, New: "	v.awaitCommit(ctx, seq)\n",
 		Package: volumeDir, Tests: "^TestCrash$",
 	},
 	{
@@ -207,5 +207,23 @@ var volumeMutants = []Mutant{
 		File: "volumedriver/commit.go",
 		Old:  "	txn := Txn{Epoch: v.epoch, Deletes: slices.Clone(v.garbage), ", New: "	txn := Txn{Epoch: v.epoch, ",
 		Package: volumeDir, Tests: "^TestOrphansOfPowerLoss$",
+	},
+	{
+		Name: "given-up-range-lock-kept", Contract: "C7", Breaks: "who gives up waiting for a range keeps the locks that he has",
+		File: "volumedriver/rangelock.go",
+		Old:  "			l.unlock(taken)\n			return err\n", New: "			return err\n",
+		Package: "volumedriver", Tests: "^TestRangeLockGivesUp$",
+	},
+	{
+		Name: "short-read-taken-for-whole", Contract: "C6", Breaks: "a read that the kernel did in part counts as done",
+		File: "internal/vfs/readmany.go",
+		Old:  "	if r.Err != nil || r.N == len(r.Buf) {\n", New: "	if r.Err != nil || r.N > 0 {\n",
+		Package: "internal/vfs", Tests: "^TestConformance$",
+	},
+	{
+		Name: "slow-admin-peers-stay", Contract: "C7", Breaks: "silent peers of the admin port make no room",
+		File: "cmd/scoria/internal/admin/crowd.go",
+		Old:  "	if e := c.quiet.Front(); e != nil {\n", New: "	if e := c.quiet.Front(); e != nil && c.limit < 0 {\n",
+		Package: "cmd/scoria/internal/admin", Tests: "^TestSlowClients$",
 	},
 }
