@@ -272,7 +272,7 @@ func (w *world) judgeDamage() {
 		for _, it := range items {
 			good[d.id][string(it.Key)] = true
 		}
-		if !w.scars[d.host] { // of one that was, some damage may be left: c good fragments are not all
+		if !w.scars[d.host] { // of those that were, some damage may be left: c good fragments are not all
 			continue
 		}
 		bad, err := verify(w.ctx, d)
