@@ -106,7 +106,7 @@ func (v *Volume) awaitCommit(ctx context.Context, seq uint64) bool {
 		if seq <= v.committed() {
 			return true
 		}
-		if v.d.pool.Fill() != writebuffer.FillHigh || v.cmap.DirtyBytes() > v.d.opts.CheckpointDirty/2 || v.trouble.cause() != nil {
+		if !v.draining() || v.d.pool.Fill() != writebuffer.FillHigh || v.cmap.DirtyBytes() > v.d.opts.CheckpointDirty/2 || v.trouble.cause() != nil {
 			return false
 		}
 		select {

@@ -67,11 +67,11 @@ func (d *Driver) drainSome() {
 	}
 }
 
-// draining tells whether the volume's loop runs.
+// draining tells whether the volume's loop runs, and goes on.
 func (v *Volume) draining() bool {
 	v.drain.mu.Lock()
 	defer v.drain.mu.Unlock()
-	return v.drain.mu.running
+	return v.drain.mu.running && !v.drain.mu.stopped
 }
 
 // renew extends the leases. For safety nobody relies on them.

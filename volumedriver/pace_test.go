@@ -1,11 +1,13 @@
 package volumedriver_test
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"scoria/volumedriver"
+	"scoria/volumedriver/volumetest"
 )
 
 // busy writes a cluster each millisecond until the time has passed.
@@ -74,5 +76,32 @@ func TestHeldBuffersAreLent(t *testing.T) {
 		}
 		r.store.HoldReleases(0)
 		r.must(r.d.Close(r.ctx))
+	})
+}
+
+// TestCloseOfFullBufferDoesNotWait: a checkpoint waits for a drain at full speed, but not for
+// one that has been ended.
+func TestCloseOfFullBufferDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *volumedriver.Options) { o.WriteBufferBytes = 2 << 20 })
+		h := r.volume("v", 1<<24)
+		r.store.SetHook(func(ctx context.Context, call volumetest.StoreCall) error {
+			if call.Op == volumetest.OpApply {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		})
+		for off := uint64(0); off < 1<<20; off += 8 * cluster {
+			r.must(h.WriteAt(r.ctx, pattern(1, off, 8*cluster), off, false))
+		}
+		if s := r.status(h); s.CommittedSeq >= s.LastSeq {
+			t.Fatalf("all is drained: record %d of %d", s.CommittedSeq, s.LastSeq)
+		}
+		begin := time.Now()
+		r.must(r.d.Close(r.ctx))
+		if d := time.Since(begin); d > 4*time.Second {
+			t.Errorf("the end took %v", d)
+		}
 	})
 }

@@ -130,4 +130,22 @@ var bufferMutants = []Mutant{
 		Old:  "			r.synced = max(r.synced, n.seq)\n", New: "			_ = n.seq\n",
 		Package: bufferDir, Tests: "^TestNote$",
 	},
+	{
+		Name: "torn-start-believed", Contract: "C2", Breaks: "a log whose oldest segment is damaged begins anew, whatever was flushed behind it",
+		File: "volumedriver/writebuffer/options.go",
+		Old:  "r.LastSeq < from && r.Synced <= from", New: "r.LastSeq < from",
+		Package: "volumedriver", Tests: "^TestDamagedHeader$",
+	},
+	{
+		Name: "reused-file-read-as-old-segment", Contract: "C6", Breaks: "a read of a segment whose file was taken meanwhile returns what is there now",
+		File: "volumedriver/writebuffer/read.go",
+		Old:  "if err == nil && seg.removed.Load() {", New: "if err == nil && seg.removed.Load() && len(p) == 0 {",
+		Package: bufferDir, Tests: "^(TestReuse|TestReadDuringReuse|TestDamageInReused)$",
+	},
+	{
+		Name: "remains-of-older-segment-end-the-log", Contract: "C2", Breaks: "what an older segment left behind the records of a reused file cuts the log, with the segments that follow",
+		File: "volumedriver/writebuffer/recover.go",
+		Old:  "found.header.version < segmentVersion {", New: "found.header.version <= segmentVersion {",
+		Package: bufferDir, Tests: "^TestCrashEverywhere$",
+	},
 }
