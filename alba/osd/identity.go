@@ -93,6 +93,9 @@ func readIdentity(fsys vfs.FS, dir string) (identity, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return identity{}, err
 	}
+	if errors.Is(err, vfs.ErrTooLong) {
+		return identity{}, fmt.Errorf("read identity: %w: %w", err, ErrCorrupt)
+	}
 	if err != nil {
 		return identity{}, fmt.Errorf("read identity: %w", err)
 	}

@@ -213,7 +213,7 @@ func WriteFile(fsys FS, name string, data []byte, perm fs.FileMode) error {
 	return fsys.SyncDir(filepath.Dir(name))
 }
 
-// ReadFile reads a whole file of at most limit bytes.
+// ReadFile reads a whole file of at most limit bytes, or fails with ErrTooLong.
 func ReadFile(fsys FS, name string, limit int64) ([]byte, error) {
 	f, err := fsys.OpenFile(name, os.O_RDONLY, 0)
 	if err != nil {
@@ -225,7 +225,7 @@ func ReadFile(fsys FS, name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if size > limit {
-		return nil, fmt.Errorf("%s: %d bytes, more than the %d this kind of file may have", name, size, limit)
+		return nil, fmt.Errorf("%s: %d bytes, more than the %d of its kind: %w", name, size, limit, ErrTooLong)
 	}
 	b := make([]byte, size)
 	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {

@@ -16,6 +16,9 @@ import (
 	"syscall"
 )
 
+// ErrTooLong is returned (wrapped) by ReadFile for a file that is longer than its kind may be.
+var ErrTooLong = errors.New("file too long")
+
 // ErrLocked is returned (wrapped) by LockFile when another process holds the lock.
 var ErrLocked = errors.New("locked by another process")
 

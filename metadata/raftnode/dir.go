@@ -89,6 +89,9 @@ func openDir(o *Options) (d *dir, err error) {
 	}
 	d = &dir{path: o.Dir, bootID: o.bootID}
 	b, err := vfs.ReadFile(fsys, d.file(nodeFile), nodeLimit)
+	if errors.Is(err, vfs.ErrTooLong) {
+		return nil, fmt.Errorf("%w: %w", err, metadata.ErrCorrupt)
+	}
 	fresh := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !fresh {
 		return nil, fmt.Errorf("read %s: %w", d.file(nodeFile), err)

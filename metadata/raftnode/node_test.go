@@ -291,6 +291,7 @@ func TestDirectoryErrors(t *testing.T) {
 	}{
 		"foreign node file": {write(nodeFile, "something quite different"), ErrForeign},
 		"rotten node file":  {write(nodeFile, string(node[:len(node)-1])+"x"), metadata.ErrCorrupt},
+		"long node file":    {write(nodeFile, strings.Repeat(string(node), 1000)), metadata.ErrCorrupt},
 		"short node file":   {write(nodeFile, string(node[:7])), metadata.ErrCorrupt},
 		"newer node file":   {write(nodeFile, string(frame.Append(nil, nodeMagic, nodeType, nodeVersion+1, 0, nil))), ErrNewer},
 		"other kind":        {write(nodeFile, string(encodeNode(nodeInfo{Kind: "abm", ID: "n1"}))), ErrForeign},

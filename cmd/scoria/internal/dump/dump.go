@@ -139,7 +139,7 @@ func classify(err error) error {
 	case errors.Is(err, vfs.ErrLocked):
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	case errors.Is(err, frame.ErrMagic), errors.Is(err, frame.ErrChecksum), errors.Is(err, frame.ErrTooLong), errors.Is(err, frame.ErrTruncated),
-		errors.Is(err, frame.ErrInvalid), errors.Is(err, osd.ErrCorrupt), errors.Is(err, metadata.ErrCorrupt), errors.Is(err, volumedriver.ErrCorrupt),
+		errors.Is(err, frame.ErrInvalid), errors.Is(err, vfs.ErrTooLong), errors.Is(err, osd.ErrCorrupt), errors.Is(err, metadata.ErrCorrupt), errors.Is(err, volumedriver.ErrCorrupt), errors.Is(err, clustermap.ErrCorrupt), errors.Is(err, writebuffer.ErrCorrupt),
 		errors.Is(err, system.ErrDataDir), errors.As(err, &corrupt):
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}

@@ -180,6 +180,7 @@ func FuzzFile(f *testing.F) {
 		}
 		for i := range names {
 			f.Add(uint8(i), b[:min(len(b), 4096)])
+			f.Add(uint8(i), append(b[:min(len(b), 4096):min(len(b), 4096)], make([]byte, 4096)...)) // longer than some may be
 		}
 	}
 	f.Fuzz(func(t *testing.T, name uint8, b []byte) {
