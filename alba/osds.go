@@ -189,6 +189,17 @@ func (d *disks) candidates(exclude func(metadata.OSDID) bool) []placement.Candid
 	return out
 }
 
+// full counts the disks that have no room, or had none a moment ago.
+func (d *disks) full() (n int) {
+	now := time.Now().UnixNano()
+	for _, k := range *d.table.Load() {
+		if k.rec.Load().Full || k.fullUntil.Load() > now {
+			n++
+		}
+	}
+	return n
+}
+
 func (d *disks) node(id metadata.OSDID) string {
 	if k := d.get(id); k != nil {
 		return k.rec.Load().Node

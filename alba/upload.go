@@ -141,7 +141,8 @@ func (u *upload) place(ctx context.Context) ([]metadata.OSDID, error) {
 			return chosen, nil
 		}
 		if age <= time.Second {
-			return nil, fmt.Errorf("no policy of preset %q is satisfied by the %d usable OSDs: %w: %w", u.preset.Name, len(cands), errUpload, ErrUnavailable)
+			return nil, fmt.Errorf("no policy of preset %q is satisfied by the %d usable OSDs (%d are full): %w: %w",
+				u.preset.Name, len(cands), u.c.disks.full(), errUpload, ErrUnavailable)
 		}
 		age = time.Second // once more with a new list
 	}

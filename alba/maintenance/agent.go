@@ -80,6 +80,9 @@ type Agent struct {
 	cursors map[cursorKey]metadata.ObjectID
 	foreign map[metadata.OSDID]bool // another disk answers in its place
 
+	looked     chan struct{} // closed by markLooked
+	markLooked func()
+
 	mu struct {
 		sync.Mutex
 		status Status
@@ -114,7 +117,9 @@ func New(o Options) (*Agent, error) {
 		scrubs:  map[metadata.OSDID]*scrubState{},
 		cursors: map[cursorKey]metadata.ObjectID{},
 		foreign: map[metadata.OSDID]bool{},
+		looked:  make(chan struct{}),
 	}
+	a.markLooked = sync.OnceFunc(func() { close(a.looked) })
 	a.mu.status.Tasks = map[Task]TaskStatus{}
 	return a, nil
 }
@@ -134,6 +139,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// Looked is closed when the agent has looked once for what needs repair, or knows that another
+// agent does it. Until then Status cannot know of what was degraded before.
+func (a *Agent) Looked() <-chan struct{} { return a.looked }
 
 // RunOnce does one round of the tasks, all when none is named. A named task is done even if it
 // is not due. An error of one task does not keep the others from running.
@@ -230,6 +239,9 @@ func (a *Agent) lease(ctx context.Context, t Task) bool {
 func (a *Agent) task(ctx context.Context, w *world, t Task) error {
 	if !a.lease(ctx, t) {
 		a.update(t, func(s *TaskStatus) { s.Elsewhere = true })
+		if t == TaskRepair {
+			a.markLooked()
+		}
 		return nil
 	}
 	a.update(t, func(s *TaskStatus) { s.Running, s.Elsewhere, s.Started = true, false, time.Now() })
@@ -258,5 +270,8 @@ func (a *Agent) task(ctx context.Context, w *world, t Task) error {
 			s.Errors++
 		}
 	})
+	if t == TaskRepair {
+		a.markLooked()
+	}
 	return err
 }

@@ -196,6 +196,7 @@ type Task struct {
 	Bytes     uint64    `json:"bytes"`      // moved or checked
 	Left      uint64    `json:"left"`       // things known to remain
 	Failed    uint64    `json:"failed"`     // things that could not be done
+	Elsewhere bool      `json:"elsewhere"`  // another gateway does it
 }
 
 // UnreadableObject is an object beyond repair.

@@ -236,5 +236,8 @@ func (m *machine) fill(leave uint64) (func(), error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
-	return func() { _ = m.mem.Remove(name) }, nil // it may be gone with the disk
+	return func() {
+		// It may be gone with the disk. A power loss must not bring it back later.
+		_ = errors.Join(m.mem.Remove(name), m.mem.SyncDir("/"))
+	}, nil
 }

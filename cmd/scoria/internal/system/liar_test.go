@@ -7,7 +7,6 @@ import (
 
 	"scoria/alba"
 	"scoria/alba/osd"
-	"scoria/metadata"
 )
 
 // TestLyingDiskServer: a disk server that has other data than it was given, with checksums that
@@ -16,9 +15,13 @@ func TestLyingDiskServer(t *testing.T) {
 	r := newRig(t)
 	stored(r)
 	r.start()
-	const liar = metadata.OSDID(2)
 	spaces, err := r.sys.abm.ListNamespaces(t.Context())
 	must(t, err)
+	infos, err := r.sys.nsm.List(t.Context(), spaces[0].ID, "sco/", "", 1)
+	must(t, err)
+	scos, err := r.sys.nsm.Get(t.Context(), spaces[0].ID, []string{infos[0].Name})
+	must(t, err)
+	liar := scos[0].Chunks[0].Fragments[0].OSD // which readers ask, since it has data and not parity
 	var disk osd.API
 	osds, err := r.sys.abm.ListOSDs(t.Context())
 	must(t, err)
@@ -28,7 +31,7 @@ func TestLyingDiskServer(t *testing.T) {
 			must(t, err)
 		}
 	}
-	infos, err := r.sys.nsm.List(t.Context(), spaces[0].ID, "", "", 1000)
+	infos, err = r.sys.nsm.List(t.Context(), spaces[0].ID, "", "", 1000)
 	must(t, err)
 	lies := 0
 	for _, info := range infos {

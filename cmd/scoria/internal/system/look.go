@@ -90,8 +90,14 @@ func problems(s *sample, vols []admin.Volume) []string {
 		if t.LastError != "" {
 			out = append(out, fmt.Sprintf("maintenance (%s): %s", t.Name, t.LastError))
 		}
-		if t.Name == string(maintenance.TaskRepair) && t.Left > 0 {
+		if t.Name != string(maintenance.TaskRepair) {
+			continue
+		}
+		switch {
+		case t.Left > 0:
 			out = append(out, fmt.Sprintf("%d objects lack fragments and wait for repair", t.Left))
+		case t.Runs == 0 && !t.Elsewhere: // what was degraded before this start still is
+			out = append(out, "it is not known yet whether objects lack fragments: the first look since the start is under way")
 		}
 	}
 	if n := s.maintenance.Fallback; n > 0 {
@@ -113,8 +119,20 @@ func osdLabel(o admin.OSD) string {
 	return o.Addr
 }
 
+// firstLook is how long status waits for the first look at what needs repair since the start.
+const firstLook = 2 * time.Second
+
 // Status implements admin.Store.
-func (s *System) Status(context.Context) (admin.Status, error) {
+func (s *System) Status(ctx context.Context) (admin.Status, error) {
+	timer := time.NewTimer(firstLook)
+	defer timer.Stop()
+	select {
+	case <-s.agent.Looked():
+	case <-timer.C: // that it is not known is told
+	case <-ctx.Done():
+		return admin.Status{}, ctx.Err()
+	case <-s.bg.Done():
+	}
 	sm := s.sample()
 	st := admin.Status{
 		Version: s.cfg.Version, Data: s.Data(), Started: s.started, Ready: s.notReady() == nil, Health: "ok", Problems: sm.problems,
@@ -139,7 +157,7 @@ func adminMaintenance(st maintenance.Status) admin.Maintenance {
 		t := st.Tasks[name]
 		out.Tasks = append(out.Tasks, admin.Task{
 			Name: string(name), Running: t.Running, Finished: t.Finished, Runs: t.Runs, Errors: t.Errors, LastError: t.LastError,
-			Done: t.Done, Bytes: t.Bytes, Left: t.Left, Failed: t.Failed,
+			Done: t.Done, Bytes: t.Bytes, Left: t.Left, Failed: t.Failed, Elsewhere: t.Elsewhere,
 		})
 	}
 	for _, u := range st.Unreadable {

@@ -28,6 +28,9 @@ func TestProblems(t *testing.T) {
 		"maintenance (scrub): no": func(s *sample, _ []admin.Volume) {
 			s.maintenance.Tasks = []admin.Task{{Name: "scrub", LastError: "no"}}
 		},
+		"not known yet": func(s *sample, _ []admin.Volume) {
+			s.maintenance.Tasks = []admin.Task{{Name: string(maintenance.TaskRepair)}}
+		},
 		"3 objects lack fragments": func(s *sample, _ []admin.Volume) {
 			s.maintenance.Tasks = []admin.Task{{Name: string(maintenance.TaskRepair), Left: 3}}
 		},
