@@ -148,4 +148,10 @@ var bufferMutants = []Mutant{
 		Old:  "found.header.version < segmentVersion {", New: "found.header.version <= segmentVersion {",
 		Package: bufferDir, Tests: "^TestCrashEverywhere$",
 	},
+	{
+		Name: "zeroes-over-records", Contract: "C2", Breaks: "space ahead of the log's end begins in the page that the last records end in",
+		File: "volumedriver/writebuffer/ahead.go",
+		Old:  "	from := alignUp(s.size)\n	left", New: "	from := s.size &^ (pageSize - 1)\n	left",
+		Package: bufferDir, Tests: "^TestAheadBehindSmallRecords$",
+	},
 }

@@ -85,6 +85,42 @@ func TestAhead(t *testing.T) {
 	checkClosed(t, b2, j2.list())
 }
 
+// TestAheadBehindSmallRecords: several records without data end in the same page, and space
+// ahead begins behind it, whichever of them has it made.
+func TestAheadBehindSmallRecords(t *testing.T) {
+	ctx := t.Context()
+	mem, j := vfs.NewMem(vfs.MemOptions{}), new(journal)
+	opts := testOptions(mem, newTestPool(t, PoolOptions{MemoryBytes: -1}), j)
+	opts.SCOClusters, opts.oftenSyncs, opts.aheadAfter = 1024, 0, 0
+	b := create(t, opts)
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range 3000 { // of 64 bytes each: three times the least space ahead
+		op := clearOp(r.Uint64N(1000), 1)
+		if i%500 == 0 {
+			op = write(r, r.Uint64N(1000), 1)
+		}
+		if err := b.Append(ctx, []Op{op}); err != nil {
+			t.Fatal(err)
+		}
+		if i < 800 {
+			continue // it becomes a log that is synced often in the middle of a page
+		}
+		if err := b.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b.Stats().AheadBytes == 0 {
+		t.Fatal("no space ahead was made")
+	}
+	opts.FS = mem.Crash(nil, vfs.CrashLost)
+	b2, rec, j2 := reopen(t, opts)
+	checkPrefix(t, j2.list(), j.list(), 0, uint64(len(j.list())))
+	checkData(t, b2, j2.list())
+	if rec.CutBytes != 0 {
+		t.Errorf("%+v", rec)
+	}
+}
+
 // TestAheadStops writes much between two syncs: no zeroes are written for that.
 func TestAheadStops(t *testing.T) {
 	ctx := t.Context()
