@@ -11,7 +11,7 @@ var albaMutants = []Mutant{
 	{
 		Name: "manifest-names-unstored-fragments", Contract: "C5", Breaks: "a fragment whose disk failed is in the manifest all the same",
 		File: "alba/upload.go",
-		Old:  "		cancel()\n		if err == nil {\n			st.osd = id\n", New: "		cancel()\n		if err == nil || try == replacements {\n			st.osd, err = id, nil\n",
+		Old:  "		cancel()\n		if err == nil {\n			st.osd = id\n", New: "		cancel()\n		if err == nil || errors.Is(err, osd.ErrUnavailable) {\n			st.osd, err = id, nil\n",
 		Package: albaDir, Tests: "^TestPutWithFailingDisks$",
 	},
 	{

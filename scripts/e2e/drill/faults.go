@@ -229,12 +229,22 @@ func wipeInside(r *round) error {
 	if err := r.killGateway(); err != nil {
 		return err
 	}
-	dirs = some(r.r, dirs, 2, false)
+	dirs = r.victims(dirs)
 	r.note = fmt.Sprintf("%d of 6", len(dirs))
 	if err := r.wipe(dirs...); err != nil {
 		return err
 	}
+	r.flipped = nil // gone with the rest
 	return r.startGateway()
+}
+
+// victims chooses one or two disk servers: those whose damage may not have been met by a read
+// yet, if there are any. With others besides, more would be lost than the policy bears.
+func (r *round) victims(dirs []string) []string {
+	if len(r.flipped) > 0 {
+		return r.flipped
+	}
+	return some(r.r, dirs, 2, false)
 }
 
 // flipInside damages two disk servers, and takes the write buffer so that they are read.
@@ -252,7 +262,8 @@ func flipInside(r *round) error {
 	if err := r.killGateway(); err != nil {
 		return err
 	}
-	n, err := e2e.Flip(some(r.r, dirs, 2, false), 50, r.r)
+	r.flipped = r.victims(dirs)
+	n, err := e2e.Flip(r.flipped, 50, r.r)
 	if err != nil {
 		return err
 	}

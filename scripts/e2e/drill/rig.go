@@ -31,6 +31,7 @@ type rig struct {
 	volumes    []*volume
 	host       *host         // what it takes from the machine, to be given back
 	starts     time.Duration // longest start of the gateway
+	flipped    []string      // directories of disk servers with damage that may not be healed yet
 }
 
 // diskServer is a disk server that is a process of its own.
