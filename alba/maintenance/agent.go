@@ -237,11 +237,11 @@ func (a *Agent) lease(ctx context.Context, t Task) bool {
 }
 
 func (a *Agent) task(ctx context.Context, w *world, t Task) error {
+	if t == TaskRepair {
+		defer a.markLooked()
+	}
 	if !a.lease(ctx, t) {
 		a.update(t, func(s *TaskStatus) { s.Elsewhere = true })
-		if t == TaskRepair {
-			a.markLooked()
-		}
 		return nil
 	}
 	a.update(t, func(s *TaskStatus) { s.Running, s.Elsewhere, s.Started = true, false, time.Now() })
@@ -270,8 +270,5 @@ func (a *Agent) task(ctx context.Context, w *world, t Task) error {
 			s.Errors++
 		}
 	})
-	if t == TaskRepair {
-		a.markLooked()
-	}
 	return err
 }
